@@ -1,0 +1,1 @@
+"""What runs inside a job: data, environments, experts, policies, the DeepSpeed engine, stages."""

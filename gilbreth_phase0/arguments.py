@@ -1,0 +1,73 @@
+"""One schema for a stage program's arguments: the pydantic model is the command line."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticUndefined
+
+from tracking.errors import UserError, exit_on_user_error
+
+
+class StageArguments(BaseModel):
+    """What every stage program accepts; a program's own model derives from this."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Arguments = TypeVar("Arguments", bound=StageArguments)
+
+
+def parse(model: type[Arguments], values: dict[str, Any]) -> Arguments:
+    """Validates values against a model.
+
+    Raises:
+        UserError: One line for each value that does not fit, with the flag that sets it.
+    """
+    try:
+        return model(**values)
+    except ValidationError as error:
+        lines = []
+        for fault in error.errors():
+            flag = (
+                "--" + ".".join(str(part) for part in fault["loc"]).replace("_", "-") if fault["loc"] else ""
+            )
+            given = "" if fault["type"] == "missing" or not fault["loc"] else f" {fault['input']!r}:"
+            lines.append(f"{flag}{given} {fault['msg']}".strip())
+        raise UserError("\n  ".join(lines)) from None
+
+
+def command(model: type[Arguments], main: Callable[[Arguments], None]) -> typer.Typer:
+    """Makes the command line of a stage program: a field `batch_size` is the flag `--batch-size`.
+
+    Args:
+        model: The program's arguments; each field's description is its help.
+        main: What to run with the validated arguments. A `UserError` from it ends the program with its exit code.
+    """
+
+    def run(**given: Any) -> None:
+        with exit_on_user_error():
+            main(parse(model, given))
+
+    parameters = []
+    for name, field in model.model_fields.items():
+        default = ... if field.default is PydanticUndefined else field.default
+        annotation = Annotated[field.annotation, typer.Option(help=field.description)]  # type: ignore[name-defined]
+        parameters.append(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if default is ... else default,
+                annotation=annotation,
+            )
+        )
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__doc__ = inspect.getdoc(main)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(run)
+    return app

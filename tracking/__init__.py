@@ -1,0 +1,1 @@
+"""The experiment: tracker, journal, synchronisation with W&B, checkpoints."""
