@@ -33,9 +33,7 @@ def parse(model: type[Arguments], values: dict[str, Any]) -> Arguments:
     except ValidationError as error:
         lines = []
         for fault in error.errors():
-            flag = (
-                "--" + ".".join(str(part) for part in fault["loc"]).replace("_", "-") if fault["loc"] else ""
-            )
+            flag = "--" + ".".join(str(part) for part in fault["loc"]).replace("_", "-") if fault["loc"] else ""
             given = "" if fault["type"] == "missing" or not fault["loc"] else f" {fault['input']!r}:"
             lines.append(f"{flag}{given} {fault['msg']}".strip())
         raise UserError("\n  ".join(lines)) from None
