@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from launch.lab import Lab
 
 
 @pytest.fixture(params=["plain", "sp ace", "quo'te", 'dou"ble', "'; echo foo", "new\nline"])
@@ -13,3 +17,16 @@ def weird_tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     folder = tmp_path / str(request.param)
     folder.mkdir()
     return folder
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """A running Slurm for all tests of the session; `lab.environment()` is what its clients need."""
+    # pytest's temporary folders are too long for a socket.
+    folder = Path(tempfile.mkdtemp(prefix="lab-", dir="/tmp"))
+    own = Lab(folder)
+    try:
+        own.up()
+        yield own
+    finally:
+        own.down(wipe=True)

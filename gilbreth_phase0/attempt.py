@@ -1,0 +1,152 @@
+"""What the batch script does after srun: done, end, or requeue.
+
+Each attempt leaves one record in RUN/attempts. Slurm itself requeues after a lost node and the stop protocol after a
+planned stop; everything else (a rank killed, a crash) comes here, and goes on only while attempts make progress.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tracking.checkpoints import newest_step
+from tracking.files import read_json, write_json
+from tracking.ownership import AttemptKey
+
+REFUSED_EXIT_CODE = 2
+"""Refused input: no requeue can mend it."""
+
+_ATTEMPTS_WITHOUT_PROGRESS = 2
+
+
+class Outcome(StrEnum):
+    """What becomes of the job after an attempt."""
+
+    DONE = "done"
+    END = "end"
+    REQUEUE = "requeue"
+
+
+_SHELL_CODES = {Outcome.DONE: 0, Outcome.END: 1, Outcome.REQUEUE: 75}
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """How one attempt ended.
+
+    Attributes:
+        key: The attempt (`1234-000`).
+        exit_code: srun's exit code; None where the attempt asked for the requeue itself.
+        step: Step of the newest checkpoint when it ended.
+        outcome: What was decided.
+        reason: Why, in plain words.
+        time: Seconds since the epoch.
+    """
+
+    key: str
+    exit_code: int | None
+    step: int
+    outcome: Outcome
+    reason: str
+    time: float
+
+
+def record_requeue(run_dir: Path, key: AttemptKey, step: int) -> None:
+    """Records that an attempt has saved and is about to be requeued by its own rank 0."""
+    keep(run_dir, AttemptRecord(str(key), None, step, Outcome.REQUEUE, "stopped at a step boundary", time.time()))
+
+
+def decide(run_dir: Path, exit_code: int, key: AttemptKey, max_attempts: int, cancelled: bool) -> AttemptRecord:
+    """Decides what follows an attempt.
+
+    Args:
+        run_dir: The run folder.
+        exit_code: srun's exit code.
+        key: The attempt that ended.
+        max_attempts: How many attempts a run may have in all.
+        cancelled: Whether Slurm says that the job was cancelled.
+
+    Returns:
+        The decision and its reason; not yet written.
+    """
+    earlier = [record for record in read_attempts(run_dir) if record.key != str(key)]
+    own = next((record for record in read_attempts(run_dir) if record.key == str(key)), None)
+    step = newest_step(run_dir / "checkpoints")
+    steps = [record.step for record in earlier][-_ATTEMPTS_WITHOUT_PROGRESS:]
+    if (run_dir / "done.json").is_file():
+        outcome, reason = Outcome.DONE, f"the run is complete (step {read_json(run_dir / 'done.json')['step']})"
+    elif exit_code == REFUSED_EXIT_CODE:
+        outcome, reason = Outcome.END, "the input was refused (exit code 2); see the error above"
+    elif cancelled:
+        outcome, reason = Outcome.END, "the job was cancelled"
+    elif own is not None:
+        outcome, reason = Outcome.END, "this attempt has been requeued already"
+    elif len(earlier) + 1 >= max_attempts:
+        outcome, reason = Outcome.END, f"{len(earlier) + 1} attempts have been made, {max_attempts} are allowed"
+    elif len(steps) == _ATTEMPTS_WITHOUT_PROGRESS and min(steps) == step:
+        outcome, reason = Outcome.END, f"{len(steps) + 1} attempts ended at step {step} without progress"
+    else:
+        outcome, reason = Outcome.REQUEUE, f"exit code {exit_code}, newest checkpoint at step {step}"
+    return AttemptRecord(str(key), exit_code, step, outcome, reason, time.time())
+
+
+def read_attempts(run_dir: Path) -> list[AttemptRecord]:
+    """Reads the records of a run's attempts, in the order in which they ended."""
+    values = [read_json(path) for path in (run_dir / "attempts").glob("*.json")]
+    records = [AttemptRecord(**{**value, "outcome": Outcome(value["outcome"])}) for value in values]
+    return sorted(records, key=lambda record: record.time)
+
+
+def keep(run_dir: Path, record: AttemptRecord) -> None:
+    """Writes an attempt's record, unless the attempt has left one already."""
+    path = run_dir / "attempts" / f"{record.key}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        write_json(path, asdict(record))
+
+
+def was_cancelled(job_id: str) -> bool:
+    """Asks Slurm whether a job was cancelled; a Slurm that does not answer is taken for a no."""
+    try:
+        answer = subprocess.run(
+            ["scontrol", "show", "job", job_id], capture_output=True, text=True, timeout=30, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"attempt: scontrol does not tell the state of job {job_id}: {error}")
+        return False
+    return "JobState=CANCELLED" in answer
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, help=__doc__)
+
+
+@app.command("decide")
+def main(
+    run_dir: Annotated[Path, typer.Option(help="The run folder.")],
+    exit_code: Annotated[int, typer.Option(help="srun's exit code.")],
+    max_attempts: Annotated[int, typer.Option(help="How many attempts the run may have in all.", min=1)] = 50,
+) -> None:
+    """Prints `done|end|requeue: reason` and exits with 0, 1 or 75."""
+    key = AttemptKey.from_environment()
+    record = decide(run_dir, exit_code, key, max_attempts, was_cancelled(key.job_id))
+    keep(run_dir, record)
+    print(f"{record.outcome.value}: {record.reason}", flush=True)
+    raise typer.Exit(_SHELL_CODES[record.outcome])
+
+
+@app.command("show")
+def show(run_dir: Annotated[Path, typer.Option(help="The run folder.")]) -> None:
+    """Prints the attempts of a run, one JSON line each."""
+    for record in read_attempts(run_dir):
+        print(json.dumps(asdict(record)))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,100 @@
+"""One rank of a job: who it is, what it may write, and how it agrees with the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gilbreth_phase0.ranks import Ranks, choose_device, initialise
+from gilbreth_phase0.stop import StopProtocol
+from tracking.errors import UserError
+from tracking.ownership import Owner
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every part of a job on several ranks needs.
+
+    Attributes:
+        run_dir: The run folder.
+        ranks: This process among the others.
+        device: `cpu` or `cuda`.
+        control: Gloo group for decisions between ranks, None for a single rank.
+        stop: The stop protocol, with its handlers in place.
+        owner: This attempt's hold on the run; None on all ranks but 0.
+    """
+
+    run_dir: Path
+    ranks: Ranks
+    device: str
+    control: ProcessGroup | None
+    stop: StopProtocol
+    owner: Owner | None
+
+    @classmethod
+    def start(cls, run_dir: Path, device: str = "auto") -> Job:
+        """Brings the ranks together and takes the run.
+
+        Args:
+            run_dir: Made where it is missing.
+            device: `auto`, `cpu` or `cuda`.
+
+        Raises:
+            UserError: The run folder cannot be written, or the device is not there.
+        """
+        ranks = Ranks.from_environment()
+        stop = StopProtocol(ranks.rank)
+        stop.install()
+        device = choose_device(device)
+        owner = _claim(run_dir) if ranks.is_main else None
+        initialise(ranks, device)
+        stop.connect(_gloo_group(ranks))
+        return cls(run_dir, ranks, device, _gloo_group(ranks), stop, owner)
+
+    def say(self, line: str) -> None:
+        """Prints a line, once for all ranks."""
+        if self.ranks.is_main:
+            print(line, flush=True)
+
+    def agreed(self, value: Any) -> Any:
+        """Returns rank 0's value on every rank; every rank must call it."""
+        if self.control is None:
+            return value
+        import torch.distributed as dist
+
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Returns every rank's value, in the order of the ranks; every rank must call it."""
+        if self.control is None:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.ranks.world_size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+
+def _claim(run_dir: Path) -> Owner:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        return Owner.claim(run_dir)
+    except OSError as error:
+        raise UserError(
+            f"--run-dir {run_dir} cannot be written: {error.strerror or error}."
+            " Choose a folder of yours on the shared disk (run_root in the cluster profile)"
+        ) from error
+
+
+def _gloo_group(ranks: Ranks) -> ProcessGroup | None:
+    if ranks.world_size == 1:
+        return None
+    import torch.distributed as dist
+
+    return dist.new_group(backend="gloo")

@@ -1,0 +1,163 @@
+"""LeRobot policies: their configuration, their processors, and the bundle that other stages load.
+
+A bundle is LeRobot's own folder (config.json, model.safetensors, policy_preprocessor*.json, policy_postprocessor*.json)
+with the environment's arguments beside it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gilbreth_phase0.datasets import ENVIRONMENT_FILE, write_environment
+from tracking.errors import UserError, unknown
+from tracking.files import fsync_dir, fsync_file
+
+if TYPE_CHECKING:
+    import torch
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
+    from lerobot.policies.pretrained import PreTrainedPolicy
+    from lerobot.processor import PolicyProcessorPipeline
+
+    from gilbreth_phase0.environments import EnvironmentArguments
+
+POLICIES = ("act",)
+
+# A dimension that hardly varies in the demonstrations (rotation actions are constant zero) would be divided by its tiny
+# deviation and drown the others. Observations need the higher floor: noise in them reaches the policy unasked.
+_OBSERVATION_STD_FLOOR = 1e-2
+_ACTION_STD_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy with what must stand before and behind it.
+
+    Attributes:
+        model: The LeRobot policy, a `torch.nn.Module`.
+        preprocessor: Normalises a batch and moves it to the device.
+        postprocessor: Brings an action back to the environment's units, on the CPU.
+    """
+
+    model: PreTrainedPolicy
+    preprocessor: PolicyProcessorPipeline[Any, Any]
+    postprocessor: PolicyProcessorPipeline[Any, Any]
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """LeRobot's configuration of the policy."""
+        return self.model.config
+
+
+def make_config(policy: str, device: str, **settings: Any) -> PreTrainedConfig:
+    """Makes LeRobot's configuration of a policy.
+
+    Args:
+        policy: LeRobot's name of the policy type.
+        device: `cpu` or `cuda`.
+        **settings: Fields of the configuration class.
+
+    Raises:
+        UserError: The policy is not one of `POLICIES`, or LeRobot refuses a setting.
+    """
+    if policy not in POLICIES:
+        raise unknown("policy", policy, POLICIES)
+    from lerobot.configs.types import NormalizationMode
+    from lerobot.policies.factory import make_policy_config
+
+    try:
+        config = make_policy_config(policy, device=device, push_to_hub=False, **settings)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"LeRobot refuses this {policy} configuration: {error}") from error
+    if hasattr(config, "pretrained_backbone_weights"):
+        # Compute nodes may have no internet, and the download would be waited for.
+        config.pretrained_backbone_weights = None
+    # LeRobot's default has no entry for the object state, which would then reach the policy as it is.
+    config.normalization_mapping = {**config.normalization_mapping, "ENV": NormalizationMode.MEAN_STD}
+    return config
+
+
+def floored(stats: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Returns dataset statistics in which no standard deviation is too small to divide by."""
+    import numpy as np
+
+    result = {}
+    for key, values in stats.items():
+        floor = _ACTION_STD_FLOOR if key == "action" else _OBSERVATION_STD_FLOOR
+        result[key] = {name: np.maximum(value, floor) if name == "std" else value for name, value in values.items()}
+    return result
+
+
+def make_policy(config: PreTrainedConfig, meta: LeRobotDatasetMetadata) -> Policy:
+    """Makes an untrained policy whose features and normalisation are a dataset's.
+
+    Raises:
+        UserError: LeRobot cannot make this policy for this dataset.
+    """
+    from lerobot.policies.factory import make_policy as make_model
+    from lerobot.policies.factory import make_pre_post_processors
+
+    try:
+        model = make_model(cfg=config, ds_meta=meta)
+    except ValueError as error:
+        raise UserError(f"LeRobot cannot make a {config.type} policy for {meta.root}: {error}") from error
+    preprocessor, postprocessor = make_pre_post_processors(config, dataset_stats=floored(meta.stats))
+    return Policy(model, preprocessor, postprocessor)
+
+
+def save_bundle(
+    policy: Policy, weights: dict[str, torch.Tensor], environment: EnvironmentArguments, bundle: Path
+) -> None:
+    """Saves a policy as a LeRobot bundle, whole or not at all.
+
+    Args:
+        policy: What the weights belong to.
+        weights: Consolidated fp32 weights, by the model's own names.
+        environment: What the demonstrations were recorded in; evaluation rebuilds it from here.
+        bundle: Where; an earlier bundle there is replaced.
+    """
+    temporary = bundle.with_name(f".{bundle.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    # A fresh model: the trained one's parameters are views into DeepSpeed's buffers, or shards of them.
+    model = type(policy.model)(policy.config)
+    model.load_state_dict(weights, strict=True)
+    model.save_pretrained(temporary)
+    policy.preprocessor.save_pretrained(temporary)
+    policy.postprocessor.save_pretrained(temporary)
+    write_environment(temporary / ENVIRONMENT_FILE, environment)
+    for path in temporary.iterdir():
+        fsync_file(path)
+    fsync_dir(temporary)
+    if bundle.exists():
+        shutil.rmtree(bundle)
+    temporary.rename(bundle)
+    fsync_dir(bundle.parent)
+
+
+def load_bundle(bundle: Path, device: str = "cpu") -> Policy:
+    """Loads a bundle; only safetensors and JSON are read.
+
+    Raises:
+        UserError: The folder is not a bundle; the message names what is missing.
+    """
+    for name in ("config.json", "model.safetensors", "policy_preprocessor.json", "policy_postprocessor.json"):
+        if not (bundle / name).is_file():
+            raise UserError(
+                f"{bundle} is not a policy bundle: {name} is missing."
+                " Expected the `bundle` folder of a finished bc run (python -m launch.submit --stage bc)"
+            )
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+
+    config = PreTrainedConfig.from_pretrained(bundle, local_files_only=True)
+    config.device = device
+    model = get_policy_class(config.type).from_pretrained(bundle, config=config, local_files_only=True, strict=True)
+    preprocessor, postprocessor = make_pre_post_processors(
+        config,
+        pretrained_path=str(bundle),
+        preprocessor_overrides={"device_processor": {"device": device}},
+    )
+    return Policy(model, preprocessor, postprocessor)

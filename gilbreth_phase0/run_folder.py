@@ -1,0 +1,35 @@
+"""What every stage program does with its run folder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from tracking.errors import UserError
+from tracking.files import write_json
+
+DONE_FILE = "done.json"
+
+
+def make_run_folder(run_dir: Path) -> None:
+    """Makes the run folder before anything is computed.
+
+    Raises:
+        UserError: It cannot be made.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the run folder {run_dir}: {error.strerror}. Give another --run-dir") from error
+
+
+def write_done(run_dir: Path, step: int, **facts: Any) -> None:
+    """Writes the done record, which says that the run is complete.
+
+    Args:
+        run_dir: The run folder.
+        step: How much was done (optimizer steps, episodes).
+        **facts: What else a reader wants to know.
+    """
+    write_json(run_dir / DONE_FILE, {"step": step, "outcome": "finished", "time": time.time(), **facts})

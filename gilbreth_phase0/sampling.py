@@ -1,0 +1,91 @@
+"""Which sample is trained at which step: a function of the seed and the step alone.
+
+The epochs' permutations stand one behind the other in one endless sequence, and step s takes the batch_size samples
+from position s · batch_size on. Every rank cuts its own share out of that, so that any world size and any resume see
+the same samples in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tracking.errors import UserError
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The samples of every step.
+
+    Attributes:
+        samples: How many samples the dataset has.
+        batch_size: Samples of one optimizer step, over all ranks and micro-batches.
+        seed: Of the shuffling.
+    """
+
+    samples: int
+    batch_size: int
+    seed: int
+
+    def batch(self, step: int) -> npt.NDArray[np.int64]:
+        """Returns the sample indices of a step (counted from 0), shape (batch_size,)."""
+        first = step * self.batch_size
+        epochs = range(first // self.samples, (first + self.batch_size - 1) // self.samples + 1)
+        order = np.concatenate([self._permutation(epoch) for epoch in epochs])
+        start = first - epochs.start * self.samples
+        return order[start : start + self.batch_size]
+
+    def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
+        return np.random.default_rng((self.seed, epoch)).permutation(self.samples)
+
+
+class ShardedBatches:
+    """The micro-batches of one rank, from one step to another; a `batch_sampler` for PyTorch's DataLoader.
+
+    Args:
+        plan: The samples of every step.
+        rank: This rank.
+        world_size: How many ranks share each step.
+        gradient_accumulation: Micro-batches a step on each rank.
+        first_step: Where a resumed run goes on.
+        last_step: One behind the last step.
+
+    Raises:
+        UserError: The batch cannot be shared out evenly.
+    """
+
+    def __init__(
+        self,
+        plan: BatchPlan,
+        rank: int,
+        world_size: int,
+        gradient_accumulation: int,
+        *,
+        first_step: int = 0,
+        last_step: int,
+    ) -> None:
+        shares = world_size * gradient_accumulation
+        if plan.batch_size % shares:
+            raise UserError(
+                f"--batch-size {plan.batch_size} cannot be shared by {world_size} ranks with"
+                f" {gradient_accumulation} micro-batches each; expected a multiple of {shares},"
+                f" for example {-(-plan.batch_size // shares) * shares}"
+            )
+        self.micro_batch_size = plan.batch_size // shares
+        self._plan = plan
+        self._rank = rank
+        self._accumulation = gradient_accumulation
+        self._steps = range(first_step, last_step)
+
+    def __len__(self) -> int:
+        """Micro-batches that are left."""
+        return len(self._steps) * self._accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yields the sample indices of each micro-batch of this rank."""
+        for step in self._steps:
+            shares = self._plan.batch(step).reshape(-1, self._accumulation, self.micro_batch_size)
+            yield from shares[self._rank].tolist()

@@ -1,0 +1,181 @@
+"""Stopping at a step boundary, the same one on every rank.
+
+A signal only sets a flag. At each step the ranks reduce their flags, and rank 0's view of the job's end, over a gloo
+group of their own; the result is read one step late, so that no step waits for it on a GPU. When it says stop, all
+ranks save the same step, and only then rank 0 hands the signal on to the handler that submitit had installed, which
+requeues the job.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch.distributed import ProcessGroup, Work
+
+REQUEUE_EXIT_CODE = 75
+"""What a rank exits with when it stopped with work left and nobody but the batch script can requeue (EX_TEMPFAIL)."""
+
+TERMINATED_EXIT_CODE = 143
+"""What a rank exits with after TERM, as a shell reports it."""
+
+_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+# A save that was measured once may take half as long again; a job that meets its limit loses everything since the last.
+_SAVE_MARGIN = 1.5
+_RESERVE_SECONDS = 5.0
+_WAIT_TO_BE_ENDED_SECONDS = 60.0
+
+
+class Stop(IntEnum):
+    """Why the ranks stop; the greater wins where they disagree."""
+
+    NO = 0
+    REQUEUE = 1
+    TERMINATE = 2
+
+
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Holds USR2 and TERM back until the block ends, for this process and the ones that it starts.
+
+    A stop signal reaches every process of a Slurm step: a compiler that dies of it leaves half an extension behind.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def job_end_time() -> float | None:
+    """Asks Slurm when this job will be ended.
+
+    Returns:
+        Seconds since the epoch, or None outside Slurm and where squeue does not say.
+    """
+    given = os.environ.get("SLURM_JOB_END_TIME")  # Slurm 22.05.4 and newer, and not in every step
+    if given and given.isdigit():
+        return float(given)
+    job_id = os.environ.get("SLURM_JOB_ID")
+    if job_id is None:
+        return None
+    try:
+        answer = subprocess.run(
+            ["squeue", "--noheader", "--jobs", job_id, "--format", "%e"],
+            env={**os.environ, "SLURM_TIME_FORMAT": "%s"},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"stop: squeue does not tell this job's end ({error}); waiting for Slurm's signal instead", flush=True)
+        return None
+    return float(answer) if answer.isdigit() else None
+
+
+class StopProtocol:
+    """What one rank knows of the stop, and the reduction that makes it the same on all.
+
+    Args:
+        rank: This rank; rank 0's clock decides about the end time.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._group: ProcessGroup | None = None
+        self._end_time: float | None = None
+        self._wanted = Stop.NO
+        self._under_way: tuple[Work | None, torch.Tensor] | None = None
+        self._requeue_handler: Callable[[int, FrameType | None], object] | None = None
+        self._last_step_at = time.monotonic()
+        self._step_seconds = 0.0
+        self.save_seconds = 0.0
+        """The longest save of this attempt so far; whoever saves writes it here."""
+
+    def install(self) -> None:
+        """Puts the flag-setting handlers in place and keeps submitit's for `hand_on`."""
+        before = signal.signal(signal.SIGUSR2, self._on_signal)
+        self._requeue_handler = before if callable(before) else None
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def connect(self, group: ProcessGroup | None) -> None:
+        """Joins the ranks, once they have met.
+
+        Args:
+            group: A gloo group of all ranks that nothing else uses, or None for a single rank.
+        """
+        self._group = group
+        self._end_time = job_end_time() if self._rank == 0 else None
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        self._wanted = max(self._wanted, Stop.TERMINATE if number == signal.SIGTERM else Stop.REQUEUE)
+
+    def at_boundary(self) -> Stop:
+        """Says, after each step and on every rank alike, whether to stop now.
+
+        The answer is what the ranks wanted one step ago.
+        """
+        import torch
+        import torch.distributed as dist
+
+        wanted = self._wanted
+        if self._rank == 0 and not self._another_step_fits():
+            wanted = max(wanted, Stop.REQUEUE)
+        if self._group is None:
+            return wanted
+        flags = torch.tensor([int(wanted)], dtype=torch.int32)
+        before, self._under_way = (
+            self._under_way,
+            (dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group, async_op=True), flags),
+        )
+        if before is None:
+            return Stop.NO
+        work, reduced = before
+        if work is not None:
+            work.wait()
+        return Stop(int(reduced.item()))
+
+    def _another_step_fits(self) -> bool:
+        now = time.monotonic()
+        # The answer is read a step late, and that step must fit too; the slowest recent step is what counts.
+        self._step_seconds = max(now - self._last_step_at, 0.9 * self._step_seconds)
+        self._last_step_at = now
+        if self._end_time is None:
+            return True
+        needed = 2 * self._step_seconds + _SAVE_MARGIN * self.save_seconds + _RESERVE_SECONDS
+        return time.time() + needed < self._end_time
+
+    def restart_clock(self) -> None:
+        """Leaves what happened since the last boundary (a save, an evaluation) out of the step time."""
+        self._last_step_at = time.monotonic()
+
+    def hand_on(self, stop: Stop, before_requeue: Callable[[], None]) -> None:
+        """Ends this process after the save: rank 0 requeues, the others wait to be ended. Does not return.
+
+        Args:
+            stop: What `at_boundary` said. TERM ends the run; it does not requeue it.
+            before_requeue: Run by rank 0 before it asks for the requeue, to record that it did.
+        """
+        if stop is Stop.TERMINATE:
+            sys.exit(TERMINATED_EXIT_CODE)
+        if self._requeue_handler is None:
+            sys.exit(REQUEUE_EXIT_CODE)
+        if self._rank == 0:
+            before_requeue()
+            # submitit's handler is what writes the pickle that the next attempt starts from, and calls scontrol.
+            self._requeue_handler(signal.SIGUSR2, None)
+        deadline = time.monotonic() + _WAIT_TO_BE_ENDED_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(0.2)
+        sys.exit(REQUEUE_EXIT_CODE)

@@ -1,0 +1,175 @@
+"""The step loop: batches in, optimizer steps, tracking, checkpoints, and a stop at a step boundary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gilbreth_phase0.attempt import record_requeue
+from gilbreth_phase0.engine import Checkpointer, Optimisation
+from gilbreth_phase0.job import Job
+from gilbreth_phase0.progress import progress
+from gilbreth_phase0.sampling import BatchPlan, ShardedBatches
+from gilbreth_phase0.stop import TERMINATED_EXIT_CODE, Stop
+from tracking import ExperimentTracker, checkpoints
+from tracking.files import write_json
+from tracking.journal.lines import State
+from tracking.ownership import AttemptKey
+
+if TYPE_CHECKING:
+    import torch
+    from torch.utils.data import Dataset
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When a training run saves and logs.
+
+    Attributes:
+        log_interval: Steps between logged rows.
+        save_freq: Steps between checkpoints; the last step is saved in any case.
+        keep_last_n: Checkpoints that stay.
+    """
+
+    log_interval: int
+    save_freq: int
+    keep_last_n: int
+
+
+@dataclass
+class Trainer:
+    """One rank of a training run.
+
+    Attributes:
+        engine: DeepSpeed engine around the policy.
+        preprocessor: LeRobot's, before the policy.
+        dataset: Samples by index, as LeRobot's policies want them.
+        plan: Which sample is trained at which step.
+        optimisation: How the policy is optimised.
+        schedule: When it is saved.
+        checkpointer: Saves the engine.
+        job: This rank and its job.
+        tracker: Logs on rank 0.
+        git_commit: Goes into the manifests.
+        num_workers: DataLoader processes.
+        saved_step: Step of the newest checkpoint; training goes on behind it.
+    """
+
+    engine: Any
+    preprocessor: Any
+    dataset: Dataset[Any]
+    plan: BatchPlan
+    optimisation: Optimisation
+    schedule: Schedule
+    checkpointer: Checkpointer
+    job: Job
+    tracker: ExperimentTracker
+    git_commit: str | None = None
+    num_workers: int = 0
+    saved_step: int = 0
+
+    def run(self) -> Stop:
+        """Trains up to the configured number of steps and saves the last one.
+
+        Returns:
+            `Stop.NO` when all steps are done, else why the ranks stopped; the step is saved in both cases.
+        """
+        total, first_step = self.optimisation.training_steps, self.saved_step
+        batches = self._batches(first_step)
+        self.job.stop.restart_clock()
+        with progress("steps", total, first_step, shown=self.job.ranks.is_main) as advance:
+            for step in range(first_step, total):
+                loss = self._step(step, batches)
+                done = step + 1
+                share = self.plan.batch_size // self.job.ranks.world_size
+                self.tracker.log_training_step(loss, done, share, optimizer=self.engine.optimizer, model=self.engine)
+                advance(f"ZeRO stage {self.optimisation.zero_stage}")
+                stop = self.job.stop.at_boundary()
+                last = done == total
+                if stop is not Stop.NO or last or done % self.schedule.save_freq == 0:
+                    self.save(done)
+                if stop is not Stop.NO and not last:
+                    self.job.say(f"stopping at step {done}: {stop.name.lower()}")
+                    return stop
+        return Stop.NO
+
+    def save(self, step: int) -> None:
+        """Saves a step on all ranks, unless it is the newest checkpoint already."""
+        if step == self.saved_step:
+            return
+        self.tracker.flush()
+        state = {"step": step, "samples": step * self.plan.batch_size, "seed": self.plan.seed}
+        seconds = self.checkpointer.save(step, state, self.tracker.get_run_id(), self.git_commit)
+        self.saved_step = step
+        self.job.stop.save_seconds = max(self.job.stop.save_seconds, seconds)
+        self.job.stop.restart_clock()
+        if self.job.ranks.is_main:
+            checkpoints.prune(self.job.run_dir / "checkpoints", self.schedule.keep_last_n)
+
+    def _step(self, step: int, batches: Iterator[Any]) -> torch.Tensor:
+        """Does one optimizer step and returns its loss on all samples of the step, on the device."""
+        import torch
+
+        # Dropout and latent samples are a function of (seed, step, rank): a resumed run draws the same.
+        torch.manual_seed((self.plan.seed * 1_000_003 + step) * 4_099 + self.job.ranks.rank)
+        total = torch.zeros((), device=self.engine.device)
+        for _ in range(self.optimisation.gradient_accumulation):
+            loss, _ = self.engine(self.preprocessor(next(batches)))
+            self.engine.backward(loss)
+            self.engine.step()
+            total += loss.detach()
+        return self._over_ranks(total / self.optimisation.gradient_accumulation, step + 1)
+
+    def _over_ranks(self, loss: torch.Tensor, step: int) -> torch.Tensor:
+        """Averages over the ranks, only at steps that are logged: all others would wait for nothing."""
+        if self.job.ranks.world_size == 1 or step % self.schedule.log_interval:
+            return loss
+        import torch.distributed as dist
+
+        dist.all_reduce(loss)
+        return loss / self.job.ranks.world_size
+
+    def _batches(self, first_step: int) -> Iterator[Any]:
+        from torch.utils.data import DataLoader
+
+        sampler = ShardedBatches(
+            self.plan,
+            self.job.ranks.rank,
+            self.job.ranks.world_size,
+            self.optimisation.gradient_accumulation,
+            first_step=first_step,
+            last_step=self.optimisation.training_steps,
+        )
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=sampler,
+            num_workers=self.num_workers,
+            pin_memory=self.engine.device.type == "cuda",
+            persistent_workers=False,
+        )
+        return iter(loader)
+
+    def newest_checkpoint(self) -> Path:
+        """The checkpoint that was saved or restored last and verifies; rank 0 asks for it after the last step."""
+        found = checkpoints.newest_whole(self.job.run_dir / "checkpoints", self.job.say)
+        if found is None:
+            raise RuntimeError(f"a step was saved, and there is no checkpoint in {self.job.run_dir}")
+        return found[0]
+
+    def complete(self) -> None:
+        """Closes the tracker and writes the done record: after this no attempt does anything more."""
+        if self.job.owner is not None:
+            self.job.owner.check()
+            self.tracker.finish()
+            record = {"step": self.optimisation.training_steps, "outcome": "finished", "time": time.time()}
+            write_json(self.job.run_dir / "done.json", record)
+
+    def hand_on(self, stop: Stop) -> None:
+        """Closes the tracker after a stop and hands the process on to whoever requeues it. Does not return."""
+        state: State = "preempted" if stop is Stop.REQUEUE else "crashed"
+        self.tracker.finish(exit_code=TERMINATED_EXIT_CODE, state=state)
+        key = AttemptKey.from_environment()
+        self.job.stop.hand_on(stop, before_requeue=lambda: record_requeue(self.job.run_dir, key, self.saved_step))

@@ -1,0 +1,118 @@
+# shellcheck shell=bash
+# What the batch scripts share. Source it from bash: it goes to the project root and defines the functions below.
+
+cd -P -- "${BASH_SOURCE[0]%/*}/.."
+PYTHON=
+gilbreth_terminated=
+
+# TERM is scancel, the hard end of the time limit, or a requeue under way. Bash runs this when the current command has
+# ended; the job is not requeued after it.
+trap 'gilbreth_terminated=1' TERM
+# USR2 is for the tasks. Should it reach this shell, it must not end it.
+trap ':' USR2
+
+fail() {
+  printf 'error: %s\n' "$*" >&2
+  exit 2
+}
+
+# load_modules NAME...
+load_modules() {
+  # The files of other people below use unset variables and commands that fail.
+  set +eu
+  if ! type module >/dev/null 2>&1 && [ -r /etc/profile.d/modules.sh ]; then
+    . /etc/profile.d/modules.sh
+  fi
+  if ! type module >/dev/null 2>&1; then
+    fail "the profile names modules ($*), and this node has no 'module' command; set cluster.modules=[]"
+  fi
+  module purge
+  module load "$@" || fail "module load $* failed; see 'module spider $1'"
+  set -eu
+}
+
+# activate_environment [PYTHON [CONDA_ENVIRONMENT]]: sets PYTHON. A conda environment that is named wins, then the
+# Python that is given, then .venv, then the conda environment that is active, then the one on the PATH.
+activate_environment() {
+  local preferred=${1:-} conda_environment=${2:-} base
+  if [ -n "$conda_environment" ]; then
+    command -v conda >/dev/null || fail "the profile names the conda environment $conda_environment, and there is no conda here"
+    base=$(conda info --base)
+    set +eu
+    . "$base/etc/profile.d/conda.sh"
+    conda activate "$conda_environment" || fail "conda activate $conda_environment failed; see 'conda env list'"
+    set -eu
+    PYTHON=$(command -v python)
+  elif [ -n "$preferred" ] && [ -x "$preferred" ]; then
+    PYTHON=$preferred
+  elif [ -x .venv/bin/python ]; then
+    PYTHON=$PWD/.venv/bin/python
+  elif [ -n "${CONDA_PREFIX:-}" ] && [ -x "$CONDA_PREFIX/bin/python" ]; then
+    PYTHON=$CONDA_PREFIX/bin/python
+  else
+    PYTHON=$(command -v python3) || fail "no .venv in $PWD, no conda environment and no python3; run 'make setup' in $PWD"
+  fi
+  if [ -n "$preferred" ] && [ -z "$conda_environment" ] && [ "$PYTHON" != "$preferred" ]; then
+    printf 'note: %s is not on this node; using %s\n' "$preferred" "$PYTHON"
+  fi
+  # Programs beside Python (ninja, for DeepSpeed's extensions) are found through the PATH.
+  export PATH="${PYTHON%/*}:$PATH"
+}
+
+# set_job_environment: what every task needs, whatever the cluster. The profile's own variables are set after it.
+set_job_environment() {
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
+  # A dataset or a policy that is not on disk must be an error at once, not a wait for a network that is not there.
+  export HF_HUB_OFFLINE=1
+  export CUDA_DEVICE_ORDER=PCI_BUS_ID
+  if [ -z "${MUJOCO_GL:-}" ]; then
+    if nvidia-smi -L >/dev/null 2>&1; then export MUJOCO_GL=egl; else export MUJOCO_GL=osmesa; fi
+  fi
+  # The names of interfaces differ from node to node: NCCL and gloo must find them themselves.
+  unset NCCL_SOCKET_IFNAME GLOO_SOCKET_IFNAME
+  if [ "${SLURM_JOB_NUM_NODES:-1}" -gt 1 ]; then
+    export NCCL_IB_DISABLE=0
+    unset NCCL_P2P_LEVEL NCCL_SHM_DISABLE
+  else
+    # Without these, NCCL says "Init COMPLETE" on one node and then hangs for ten minutes.
+    export NCCL_IB_DISABLE=1 NCCL_P2P_LEVEL=NVL NCCL_SHM_DISABLE=0
+  fi
+}
+
+# run_tasks LOG COMMAND...: runs the command once a task and returns srun's exit code. LOG is srun's file name pattern;
+# empty, the tasks write into the job's own log.
+run_tasks() {
+  local log=$1
+  shift
+  # Python dies of USR2 until its handler stands, so a task starts with the signal ignored.
+  # shellcheck disable=SC2016
+  srun --unbuffered --kill-on-bad-exit=1 --open-mode=append --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+    ${log:+--output="$log"} bash -c 'trap "" USR2; exec "$0" "$@"' "$@"
+}
+
+# finish RUN_FOLDER CODE: ends the job after srun ended with CODE: done, ended, or requeued.
+finish() {
+  local run=$1 code=$2 verdict=0
+  # One rank that refuses its input leaves this file: srun then kills the others and returns 137, which hides the 2.
+  if [ -e "$run/refused" ]; then
+    code=2
+    rm -f -- "$run/refused"
+  fi
+  if [ -z "$gilbreth_terminated" ]; then
+    "$PYTHON" -m gilbreth_phase0.attempt decide --run-dir "$run" --exit-code "$code" || verdict=$?
+  fi
+  if [ -n "$gilbreth_terminated" ]; then
+    echo "end: TERM (scancel, the end of the time limit, or a requeue that is under way); this script does not requeue"
+    exit 143
+  fi
+  if [ "$verdict" -eq 0 ]; then
+    exit 0
+  fi
+  if [ "$verdict" -eq 75 ]; then
+    scontrol requeue "$SLURM_JOB_ID" || echo "error: Slurm refused to requeue job $SLURM_JOB_ID; submit the stage again" >&2
+  fi
+  if [ "$code" -eq 0 ]; then
+    code=1
+  fi
+  exit "$code"
+}

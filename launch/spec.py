@@ -1,0 +1,150 @@
+"""What is to run: one frozen value, made from a configuration and printed or submitted from there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from launch.config import ROOT, Cluster, Config, Resources
+from tracking.errors import UserError
+from tracking.names import check_name, run_name
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """One job, ready to be rendered.
+
+    Attributes:
+        stage: The stage's name.
+        name: The run's name, which is also Slurm's job name.
+        module: The program that runs.
+        argv: Its arguments without `--run-dir`.
+        environment: Variables that are set for it.
+        root: The project root, where it runs.
+        run_dir: The run folder.
+        log_dir: Where its logs are, and submitit's files.
+        python: The Python that runs it, where the cluster names no conda environment.
+        cluster: The profile.
+        resources: What it asks for.
+    """
+
+    stage: str
+    name: str
+    module: str
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    root: Path
+    run_dir: Path
+    log_dir: Path
+    python: str
+    cluster: Cluster
+    resources: Resources
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The state of the project's tree; None outside git.
+
+    Attributes:
+        sha: The commit.
+        dirty: Whether tracked files differ from it.
+    """
+
+    sha: str | None
+    dirty: bool | None
+
+
+def make_spec(config: Config, now: datetime, root: Path = ROOT) -> JobSpec:
+    """Makes the job of a configuration; reads the disk and writes nothing.
+
+    Args:
+        config: The resolved configuration.
+        now: The time that the run's name holds, in local time.
+        root: The project root.
+
+    Raises:
+        UserError: A name or a path cannot be used.
+    """
+    run_root = expand(config.cluster.run_root, root, "cluster.run_root")
+    arguments = dict(config.arguments)
+    tracking = config.tracking
+    elsewhere = {
+        "root": str(expand(config.cluster.data_root, root, "cluster.data_root")),
+        "wandb_project": tracking.project,
+    }
+    arguments |= {key: value for key, value in elsewhere.items() if key in arguments and arguments[key] is None}
+    name = check_name("run", config.name if config.name is not None else free_name(config, run_root, now, root))
+    variables = {"WANDB_PROJECT": tracking.project, "WANDB_ENTITY": tracking.entity, "WANDB_MODE": tracking.mode}
+    return JobSpec(
+        stage=config.stage.stage,
+        name=name,
+        module=config.stage.module,
+        argv=flags(arguments),
+        environment={key: value for key, value in variables.items() if value} | config.cluster.environment,
+        root=root,
+        run_dir=run_root / name,
+        log_dir=root / "logs" / name,
+        python=sys.executable,
+        cluster=config.cluster,
+        resources=config.resources,
+    )
+
+
+def expand(path: str, root: Path, key: str) -> Path:
+    """Expands `~` and variables in a path of a profile; a relative one starts at the project root.
+
+    Raises:
+        UserError: A variable in it is not set.
+    """
+    expanded = os.path.expandvars(path)
+    if "$" in expanded:
+        raise UserError(f"{key}={path!r}: a variable in it is not set here; export it or write the path out")
+    return root / Path(expanded).expanduser()
+
+
+def flags(arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """Writes arguments as flags of a stage program: None is not given, a list once for each entry, a table as JSON."""
+    written: list[str] = []
+    for key, value in arguments.items():
+        flag = key.replace("_", "-")
+        if isinstance(value, bool):
+            written.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            written += [f"--{flag}={entry}" for entry in value]
+        elif isinstance(value, dict):
+            written.append(f"--{flag}={json.dumps(value)}")
+        elif value is not None:
+            written.append(f"--{flag}={value}")
+    return tuple(written)
+
+
+def free_name(config: Config, run_root: Path, now: datetime, root: Path) -> str:
+    """Names a run after the first second from `now` on whose name is not taken."""
+    commit = git("rev-parse", "--short=7", "HEAD", cwd=root)
+    while (run_root / (name := run_name(**config.name_parts, git_short=commit, at=now))).exists():
+        now += timedelta(seconds=1)
+    return name
+
+
+def commit_of(root: Path) -> Commit:
+    """Asks git for the state of a tree."""
+    sha = git("rev-parse", "HEAD", cwd=root)
+    if sha is None:
+        return Commit(None, None)
+    return Commit(sha, bool(git("status", "--porcelain", "--untracked-files=no", cwd=root)))
+
+
+def git(*arguments: str, cwd: Path) -> str | None:
+    """Runs git and returns what it printed, or None where there is no git or no commit."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, timeout=30, check=False)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,64 @@
+"""What the batch script decides after srun."""
+
+from pathlib import Path
+
+import pytest
+
+from gilbreth_phase0.attempt import Outcome, decide, read_attempts, record_requeue
+from tracking.files import write_json
+from tracking.ownership import AttemptKey
+
+
+def checkpoint(run: Path, step: int) -> None:
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+
+
+def after(run: Path, restart: int, exit_code: int = 137, max_attempts: int = 50, cancelled: bool = False) -> Outcome:
+    """Decides as the batch script does, and keeps the record as it does."""
+    from gilbreth_phase0.attempt import keep
+
+    record = decide(run, exit_code, AttemptKey("7", restart), max_attempts, cancelled)
+    keep(run, record)
+    return record.outcome
+
+
+def test_a_crash_is_requeued(tmp_path: Path):
+    assert after(tmp_path, 0) is Outcome.REQUEUE
+    assert [record.key for record in read_attempts(tmp_path)] == ["7-000"]
+
+
+def test_a_complete_run_is_done_whatever_the_exit_code(tmp_path: Path):
+    write_json(tmp_path / "done.json", {"step": 10})
+    assert after(tmp_path, 0, exit_code=1) is Outcome.DONE
+
+
+@pytest.mark.parametrize(("exit_code", "cancelled"), [(2, False), (143, True), (137, True)])
+def test_refused_input_and_a_cancelled_job_end(tmp_path: Path, exit_code: int, cancelled: bool):
+    assert after(tmp_path, 0, exit_code=exit_code, cancelled=cancelled) is Outcome.END
+
+
+def test_an_attempt_that_requeued_itself_is_not_requeued_again(tmp_path: Path):
+    record_requeue(tmp_path, AttemptKey("7", 0), step=5)
+    assert after(tmp_path, 0, exit_code=255) is Outcome.END
+    assert after(tmp_path, 1) is Outcome.REQUEUE, "the next attempt is another one"
+
+
+def test_attempts_without_progress_end(tmp_path: Path):
+    checkpoint(tmp_path, 100)
+    assert [after(tmp_path, restart) for restart in range(3)] == [Outcome.REQUEUE, Outcome.REQUEUE, Outcome.END]
+
+
+def test_progress_goes_on(tmp_path: Path):
+    for restart in range(6):
+        checkpoint(tmp_path, 100 * (restart + 1))
+        assert after(tmp_path, restart) is Outcome.REQUEUE
+
+
+def test_attempts_are_bounded(tmp_path: Path):
+    outcomes = []
+    for restart in range(3):
+        checkpoint(tmp_path, 100 * (restart + 1))
+        outcomes.append(after(tmp_path, restart, max_attempts=3))
+    assert outcomes == [Outcome.REQUEUE, Outcome.REQUEUE, Outcome.END]

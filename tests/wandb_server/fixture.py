@@ -1,0 +1,24 @@
+"""Fixtures of the loopback W&B, for the conftest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wandb_server.client import WandbClient
+from wandb_server.server import WandbServer
+
+
+@pytest.fixture
+def wandb_server() -> Iterator[WandbServer]:
+    """A loopback W&B of the test's own."""
+    with WandbServer() as server:
+        yield server
+
+
+@pytest.fixture
+def wandb_client(wandb_server: WandbServer, tmp_path: Path) -> WandbClient:
+    """The real client, in processes that write into the test's folder only."""
+    return WandbClient(wandb_server, tmp_path / "client")

@@ -1,0 +1,125 @@
+"""What is known of a process: git, Slurm, host, versions, command line."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tracking.redact import redact_arguments
+
+_PACKAGES = ("torch", "deepspeed", "lerobot", "robosuite", "transformers", "numpy", "wandb", "submitit")
+
+_GIT_TIMEOUT_S = 10
+
+_SLURM = {
+    "job_id": "SLURM_JOB_ID",
+    "job_name": "SLURM_JOB_NAME",
+    "array_job_id": "SLURM_ARRAY_JOB_ID",
+    "array_task_id": "SLURM_ARRAY_TASK_ID",
+    "nodes": "SLURM_JOB_NODELIST",
+    "num_nodes": "SLURM_JOB_NUM_NODES",
+    "num_tasks": "SLURM_NTASKS",
+    "partition": "SLURM_JOB_PARTITION",
+    "qos": "SLURM_JOB_QOS",
+    "account": "SLURM_JOB_ACCOUNT",
+    "restart_count": "SLURM_RESTART_COUNT",
+    "cluster": "SLURM_CLUSTER_NAME",
+}
+_NUMBERS = {"num_nodes", "num_tasks", "restart_count"}
+
+
+def get_metadata(folder: Path | None = None) -> dict[str, Any]:
+    """Collects what is known of this process, without importing torch.
+
+    Args:
+        folder: A folder in the git tree that is described; the current one by default.
+
+    Returns:
+        `git` (commit, branch, dirty), `slurm`, `host`, `versions` and `command`, made of plain values. What cannot be
+        known (no git tree, not a Slurm job, a package that is not installed) is None.
+    """
+    return {
+        "git": git_facts(folder or Path.cwd()),
+        "slurm": slurm_facts(),
+        "host": {
+            "name": socket.gethostname(),
+            "platform": platform.platform(),
+            "cpus": len(os.sched_getaffinity(0)),
+        },
+        "versions": versions(),
+        "command": shlex.join(redact_arguments(sys.orig_argv)),
+        "folder": str(Path.cwd()),
+    }
+
+
+def git_facts(folder: Path) -> dict[str, Any]:
+    """Reads commit, branch and whether tracked files are changed; each is None outside a git tree.
+
+    Args:
+        folder: Any folder of the tree.
+
+    Returns:
+        `commit` (40 hex digits), `branch` (None when detached) and `dirty`.
+    """
+    facts: dict[str, Any] = {"commit": None, "branch": None, "dirty": None}
+    try:
+        import git
+    except ImportError:  # GitPython refuses to be imported where there is no git program
+        return facts
+    try:
+        with git.Repo(folder, search_parent_directories=True) as repository:
+            facts["commit"] = repository.head.commit.hexsha
+            facts["branch"] = None if repository.head.is_detached else repository.active_branch.name
+            # Many jobs ask at once, and the tree may be on a slow disk: no lock on the index, and no waiting for ever.
+            repository.git.update_environment(GIT_OPTIONAL_LOCKS="0")
+            changes = repository.git.status("--porcelain", "--untracked-files=no", kill_after_timeout=_GIT_TIMEOUT_S)
+            facts["dirty"] = bool(changes)
+    except (git.GitError, ValueError, OSError):  # ValueError: a tree without a commit
+        return facts
+    return facts
+
+
+def slurm_facts(environ: Mapping[str, str] = os.environ) -> dict[str, Any] | None:
+    """Reads the Slurm job from the environment: None outside Slurm, None for each field that Slurm did not set."""
+    if not environ.get("SLURM_JOB_ID"):
+        return None
+    facts: dict[str, Any] = {name: environ.get(variable) or None for name, variable in _SLURM.items()}
+    for name in _NUMBERS:
+        text = facts[name]
+        facts[name] = int(text) if text is not None and text.isdigit() else None
+    return facts
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of Python, CUDA and the packages that decide results; None for what is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "cuda": _cuda_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _cuda_version() -> str | None:
+    """The CUDA version that torch was built for, read from its version file: importing torch takes seconds."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    version_file = Path(spec.origin).with_name("version.py")
+    try:
+        match = re.search(r"^cuda[^=\n]*=\s*(.+)$", version_file.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    value = ast.literal_eval(match[1]) if match else None
+    return str(value) if value is not None else None

@@ -1,0 +1,31 @@
+"""Whether a segment's rows go to W&B's server, into an offline folder, or nowhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Literal, cast
+
+from tracking.errors import unknown
+
+Mode = Literal["online", "offline", "disabled"]
+
+_MODES = ("online", "offline", "disabled")
+
+
+def decide_mode(mode: str | None, environ: Mapping[str, str] = os.environ) -> Mode:
+    """Decides once, at the start: an explicit argument first, then `WANDB_MODE`, else offline.
+
+    Args:
+        mode: What the caller asked for, or None.
+        environ: Where `WANDB_MODE` is looked up.
+
+    Raises:
+        UserError: The argument or the variable is not a mode.
+    """
+    for kind, given in (("mode", mode), ("WANDB_MODE", environ.get("WANDB_MODE") or None)):
+        if given is not None:
+            if given not in _MODES:
+                raise unknown(kind, given, _MODES)
+            return cast(Mode, given)
+    return "offline"

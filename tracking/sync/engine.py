@@ -1,0 +1,122 @@
+"""The replay of a journal into a W&B run, through W&B's public interface.
+
+Row n of the journal is logged as `_step` n and nothing else logs history to the run, so that every replay of a row says
+the same thing. `train/step` is in every row and is the axis of every chart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from tracking.identity import Identity
+from tracking.journal import Config, End, Event, Metadata, Row
+
+PREEMPTED_EXIT_CODE = 143
+
+SyncMode = Literal["online", "offline"]
+
+
+def open_run(identity: Identity, *, mode: SyncMode, directory: Path, tags: Iterable[str] = ()) -> Any:
+    """Opens the W&B run of a journal.
+
+    Args:
+        identity: Which run.
+        mode: `offline` writes a folder that holds the run from row 0; `online` continues what the server has.
+        directory: Where W&B makes its `wandb` folder; it must be writable, or W&B would silently use `/tmp`.
+        tags: W&B tags.
+
+    Returns:
+        A `wandb.Run`.
+
+    Raises:
+        wandb.Error: The server refused or did not answer.
+    """
+    import wandb
+
+    # What this process does is not what the run did: nothing of it is recorded.
+    settings = wandb.Settings(
+        console="off",
+        disable_code=True,
+        disable_git=True,
+        save_code=False,
+        silent=True,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+    )
+    run = wandb.init(
+        id=identity.run_id,
+        name=identity.run_name,
+        project=identity.project,
+        entity=identity.entity,
+        tags=list(tags),
+        mode=mode,
+        dir=directory,
+        # An offline folder begins at row 0: with "allow", a second upload of it would append instead of replace.
+        resume="allow" if mode == "online" else None,
+        reinit="create_new",
+        settings=settings,
+    )
+    run.define_metric("*", step_metric="train/step")
+    return run
+
+
+def replay(run: Any, rows: Iterable[Row], start: int) -> int:
+    """Logs the rows from `start` on.
+
+    Args:
+        run: A `wandb.Run`.
+        rows: Rows in the order of their number.
+        start: The number of the first row that the run does not have.
+
+    Returns:
+        The number of the first row that the run does not have now.
+    """
+    for row in rows:
+        if row.n >= start:
+            # W&B takes the time of a row from the row, so that the wall-clock axis shows when it was trained.
+            run.log({**row.data, "train/step": row.step, "_timestamp": row.time}, step=row.n, commit=True)
+            start = row.n + 1
+    return start
+
+
+def close_run(run: Any, end: End | None) -> None:
+    """Ends the W&B run as the segment ended.
+
+    Args:
+        run: A `wandb.Run`.
+        end: The journal's last word; None means that the process was killed, which counts as crashed.
+    """
+    if end is None:
+        run.finish(exit_code=1)
+    elif end.state == "preempted":
+        run.mark_preempting()
+        run.finish(exit_code=PREEMPTED_EXIT_CODE)
+    else:
+        run.finish(exit_code=end.exit_code)
+
+
+class Replay:
+    """A W&B run that is being fed from a journal's events.
+
+    Attributes:
+        run: The `wandb.Run`.
+        next_row: The number of the first row that the run does not have.
+    """
+
+    def __init__(self, run: Any, start: int = 0) -> None:
+        self.run = run
+        self.next_row = start
+
+    def apply(self, events: Iterable[Event]) -> None:
+        """Logs rows and puts configuration and metadata into the run's config."""
+        for event in events:
+            match event:
+                case Row():
+                    self.next_row = replay(self.run, [event], self.next_row)
+                case Config():
+                    self.run.config.update(event.config, allow_val_change=True)
+                case Metadata():
+                    self.run.config.update({"metadata": event.metadata}, allow_val_change=True)

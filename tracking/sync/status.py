@@ -1,0 +1,53 @@
+"""How far a sync child is: `RUN/sync.json`, written by the child and read by anybody."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tracking.files import read_json, write_json
+
+State = Literal["running", "done", "replaced", "failed"]
+
+
+@dataclass(frozen=True)
+class SyncStatus:
+    """What a child says of itself.
+
+    Attributes:
+        segment: The journal segment that it was started for.
+        mode: `online` or `offline`.
+        state: `replaced` when a later segment of the run began, which has a child of its own.
+        rows: How many rows of the run W&B has been given.
+        folder: W&B's offline folder, once it is published.
+        error: The last fault, in one line.
+        time: When this was written, seconds since the epoch.
+    """
+
+    segment: int
+    mode: str
+    state: State
+    rows: int = 0
+    folder: str | None = None
+    error: str | None = None
+    time: float = field(default_factory=time.time)
+
+
+def write_status(run_dir: Path, status: SyncStatus) -> None:
+    """Writes `RUN/sync.json`.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    write_json(run_dir / "sync.json", asdict(status))
+
+
+def read_status(run_dir: Path) -> SyncStatus | None:
+    """Reads `RUN/sync.json`; None where it is absent or not of this form."""
+    try:
+        fields = read_json(run_dir / "sync.json")
+        return None if fields is None else SyncStatus(**fields)
+    except (ValueError, TypeError):
+        return None
