@@ -111,7 +111,7 @@ def _import_robosuite() -> Any:
     return robosuite
 
 
-class RobosuiteEnv(gymnasium.Env[Observation, Vector]):
+class RobosuiteEnv(gymnasium.Env[dict[str, Any], Vector]):
     """A robosuite task with low-dimensional observations; needs no display.
 
     Observations (float32): `agent_pos`, shape (43,), the pieces of `PROPRIOCEPTION` in that order, and

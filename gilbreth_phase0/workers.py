@@ -8,7 +8,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from itertools import islice
@@ -43,14 +43,16 @@ def ordered_map(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
-    pool = ProcessPoolExecutor(num_workers, context, initializer=_start, initargs=(make_worker,))
     source = iter(items)
-    ahead = deque(_submit(pool, item) for item in islice(source, 2 * num_workers))
+    with _processes_ignore_stop_signal():
+        pool = ProcessPoolExecutor(num_workers, context, initializer=_start, initargs=(make_worker,))
+        ahead = deque(pool.submit(_work, item) for item in islice(source, 2 * num_workers))
 
     def results() -> Iterator[Result]:
         while ahead:
             result = ahead.popleft().result()
-            ahead.extend(_submit(pool, item) for item in islice(source, 1))
+            with _processes_ignore_stop_signal():
+                ahead.extend(pool.submit(_work, item) for item in islice(source, 1))
             yield result
 
     try:
@@ -59,12 +61,16 @@ def ordered_map(
         pool.shutdown(cancel_futures=True)
 
 
-def _submit(pool: ProcessPoolExecutor, item: Any) -> Future[Any]:
-    # Submitting starts processes. Slurm's signals reach every process of a step, and USR2 would kill one that has no
-    # handler yet; a blocked signal stays blocked in what is started, and waits here for this process's own handler.
+@contextmanager
+def _processes_ignore_stop_signal() -> Iterator[None]:
+    """Keeps USR2 from the processes that are started within the block.
+
+    Slurm's signals reach every process of a step, and USR2 kills one that has no handler. A blocked signal stays
+    blocked in what is started, and waits here for this process's own handler.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     try:
-        return pool.submit(_work, item)
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

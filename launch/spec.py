@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from launch.config import ROOT, Cluster, Config, Resources
@@ -103,7 +105,8 @@ def expand(path: str, root: Path, key: str) -> Path:
     Raises:
         UserError: A variable in it is not set.
     """
-    expanded = os.path.expandvars(path)
+    # Shells always set USER; cron and containers do not.
+    expanded = Template(path).safe_substitute({"USER": getpass.getuser(), **os.environ})
     if "$" in expanded:
         raise UserError(f"{key}={path!r}: a variable in it is not set here; export it or write the path out")
     return root / Path(expanded).expanduser()

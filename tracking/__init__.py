@@ -10,27 +10,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tracking.errors import UserError
+    from tracking.gpu import get_all_gpu_stats
     from tracking.journal import Journal, read_journal
     from tracking.metadata import get_metadata
+    from tracking.metrics import compute_grad_norm, get_amp_scale, get_learning_rate
     from tracking.ranks import is_main_process
+    from tracking.seeds import set_seeds
     from tracking.tracker import ExperimentTracker
 
 __all__ = [
     "ExperimentTracker",
     "Journal",
     "UserError",
+    "compute_grad_norm",
+    "get_all_gpu_stats",
+    "get_amp_scale",
+    "get_learning_rate",
     "get_metadata",
     "is_main_process",
     "read_journal",
+    "set_seeds",
 ]
 
 _HOMES = {
     "ExperimentTracker": "tracking.tracker",
     "Journal": "tracking.journal",
     "UserError": "tracking.errors",
+    "compute_grad_norm": "tracking.metrics",
+    "get_all_gpu_stats": "tracking.gpu",
+    "get_amp_scale": "tracking.metrics",
+    "get_learning_rate": "tracking.metrics",
     "get_metadata": "tracking.metadata",
     "is_main_process": "tracking.ranks",
     "read_journal": "tracking.journal",
+    "set_seeds": "tracking.seeds",
 }
 
 

@@ -30,7 +30,11 @@ _FORMS = re.compile(
     """,
     re.VERBOSE,
 )
-_ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z][A-Za-z0-9_.-]*)(?P<sign>=|:\s?)(?P<value>[^\s,;'\"]+)")
+# Bare (`TOKEN=abc`, `password: abc`) or in quotes with spaces around (`"api_key": "abc"`, `token = 'abc'`).
+_ASSIGNMENT = re.compile(
+    r"""(?P<name>[A-Za-z][A-Za-z0-9_.-]*)(?P<sign>["']?\s*[=:]\s*(?P<quote>["'])|=|:\s?)"""
+    r"""(?P<value>(?(quote)(?:(?!(?P=quote))[^\n])+|[^\s,;'"]+))"""
+)
 
 
 def is_secret_name(name: str) -> bool:
@@ -93,8 +97,9 @@ def redact_arguments(arguments: list[str], environ: Mapping[str, str] = os.envir
 
 def _redact_assignment(match: re.Match[str]) -> str:
     value = match["value"]
-    # A number after `token:` is a measurement or a size, not a secret.
+    # A number after `token:` is a size; `token=read()` and `token=$TOKEN` are code.
     is_number = re.fullmatch(r"[-+]?[\d.]+(?:e[-+]?\d+)?", value, re.IGNORECASE) is not None
-    if is_number or not is_secret_name(match["name"]):
+    is_code = not match["quote"] and re.search(r"[(\[{$]", value) is not None
+    if is_number or is_code or not is_secret_name(match["name"]):
         return match[0]
     return f"{match['name']}{match['sign']}{REDACTED}"

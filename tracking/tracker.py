@@ -18,6 +18,7 @@ from tracking.identity import Identity, claim_identity
 from tracking.journal import JournalWriter, read_journal
 from tracking.journal.known import KnownPairs
 from tracking.journal.lines import State
+from tracking.labels import Labels, check_tags, tag_texts
 from tracking.metadata import get_metadata
 from tracking.mode import decide_mode
 from tracking.redact import redact
@@ -25,7 +26,6 @@ from tracking.sync.engine import SyncMode
 from tracking.sync.offline import sync_command
 from tracking.sync.process import SyncProcess
 from tracking.sync.status import read_status
-from tracking.tags import check_tags, tag_texts
 from tracking.throughput import Throughput
 from tracking.values import Scalar, flatten, plain, scalar
 
@@ -138,7 +138,7 @@ class ExperimentTracker:
             journal,
             job=metadata["slurm"],
             resumed_step=resumed_step,
-            tags=tags,
+            labels=Labels(tags),
         )
         self._known: KnownPairs | None = KnownPairs(journal.rows) if journal.rows else None
         if config and config != journal.config:

@@ -61,12 +61,10 @@ def create_accounts(lab: Installation) -> bool:
     if default == ACCOUNT:
         return False
     _sacctmgr(lab, "add", "cluster", CLUSTER)
-    _sacctmgr(lab, "add", "qos", "standby")
     standby = ("priority=0", "preemptmode=requeue", f"gracetime={PREEMPTION_GRACE}")
-    _sacctmgr(lab, "modify", "qos", "standby", "set", *standby)
+    _sacctmgr(lab, "add", "qos", "standby", *standby)
     _sacctmgr(lab, "modify", "qos", "normal", "set", "priority=1000", "preempt=standby")
-    _sacctmgr(lab, "add", "account", ACCOUNT, "description=lab", "organization=lab")
-    _sacctmgr(lab, "modify", "account", ACCOUNT, "set", "qos=normal,standby", "defaultqos=normal")
+    _sacctmgr(lab, "add", "account", ACCOUNT, "qos=normal,standby", "defaultqos=normal")
     _sacctmgr(lab, "add", "user", user, f"account={ACCOUNT}")
     # root has an account already, which knows no standby.
     _sacctmgr(lab, "modify", "user", user, "set", f"defaultaccount={ACCOUNT}")

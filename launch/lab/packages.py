@@ -103,7 +103,13 @@ def provide(report: Callable[[str], None]) -> Programs:
     if programs is None:
         prefix = cache_folder()
         report(f"unpacking Debian's Slurm packages into {prefix}")
-        _fetch(prefix)
+        try:
+            _fetch(prefix)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise LabUnavailable(
+                f"Slurm's packages could not be unpacked into {prefix} (74 MB): {error}\n"
+                "  choose a folder with room: export XDG_CACHE_HOME=PATH"
+            ) from None
         programs = Programs(prefix)
     version = subprocess.run([programs.find("slurmctld"), "-V"], capture_output=True, text=True, check=False)
     if version.returncode != 0:
@@ -155,11 +161,12 @@ def _download(archives: Path, work: Path) -> None:
     (lists / "partial").mkdir(parents=True)
     (cache / "archives" / "partial").mkdir(parents=True)
     private = ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={cache}"]
-    _apt(["update", *private], archives)
+    update = _apt(["update", *private], archives)
     failure = _try_download(archives, private)
     if failure is not None:
+        # Without a network, the update tells why; what follows only says that there are no packages.
         raise LabUnavailable(
-            f"Debian's Slurm packages could not be downloaded:\n    {failure}\n"
+            f"Debian's Slurm packages could not be downloaded:\n    {_errors(update) or failure}\n"
             "  check the network and /etc/apt/sources.list, or have an administrator run: "
             f"apt-get install {' '.join(PACKAGES)}\n  without Slurm, jobs run with --cluster local"
         )
@@ -167,14 +174,16 @@ def _download(archives: Path, work: Path) -> None:
 
 def _try_download(archives: Path, options: list[str]) -> str | None:
     """Downloads into the folder; returns None, or apt's last errors."""
-    plan = _apt(["install", "--simulate", "--no-install-recommends", *options, *PACKAGES], archives)
-    if plan.returncode == 0:
-        needed = set(re.findall(r"^Inst (\S+)", plan.stdout, re.MULTILINE)) | set(PACKAGES)
-        plan = _apt(["download", *options, *sorted(needed)], archives)
-    if plan.returncode == 0:
-        return None
-    lines = [line for line in plan.stderr.splitlines() if line.startswith("E:")] or [f"exit code {plan.returncode}"]
-    return "\n    ".join(lines[-3:])
+    done = _apt(["install", "--simulate", "--no-install-recommends", *options, *PACKAGES], archives)
+    if done.returncode == 0:
+        needed = set(re.findall(r"^Inst (\S+)", done.stdout, re.MULTILINE)) | set(PACKAGES)
+        done = _apt(["download", *options, *sorted(needed)], archives)
+    return None if done.returncode == 0 else _errors(done) or f"apt-get ended with exit code {done.returncode}"
+
+
+def _errors(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line for line in done.stderr.splitlines() if line.startswith(("E:", "W: Failed to fetch"))]
+    return "\n    ".join(lines[:3])
 
 
 def _apt(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:

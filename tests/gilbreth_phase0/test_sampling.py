@@ -39,7 +39,9 @@ def test_the_ranks_share_a_step_exactly(world_size: int, accumulation: int):
     ]
     for step in range(3):
         micro = [batch for rank in ranks for batch in rank[step * accumulation : (step + 1) * accumulation]]
-        assert sorted(itertools.chain.from_iterable(micro)) == sorted(plan.batch(step + 2)), "no sample is lost or trained twice"
+        assert sorted(itertools.chain.from_iterable(micro)) == sorted(plan.batch(step + 2)), (
+            "no sample is lost or trained twice"
+        )
         assert {len(batch) for batch in micro} == {24 // world_size // accumulation}
 
 

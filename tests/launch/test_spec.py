@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import getpass
 import subprocess
 from datetime import datetime
 from pathlib import Path
@@ -57,16 +58,16 @@ def test_the_commit_is_part_of_the_name_and_of_the_record(tmp_path: Path) -> Non
     assert commit_of(tmp_path).dirty is True
 
 
-@pytest.mark.parametrize("name", ["it's a \"job\"", "a\nb", "../up", "", "-rf", ".hidden", "a/b", "x" * 300, "$(id)"])
+@pytest.mark.parametrize("name", ['it\'s a "job"', "a\nb", "../up", "", "-rf", ".hidden", "a/b", "x" * 300, "$(id)"])
 def test_a_name_that_cannot_be_a_folder_is_refused_with_one_that_can(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"(?s)run name .* cannot be part of a path.*try: [A-Za-z0-9]"):
         spec_of(f"name={name}", root=tmp_path)
 
 
 def test_a_dataset_of_any_name_makes_a_run_name_that_is_safe(tmp_path: Path) -> None:
-    spec = spec_of("bc.repo_ids=lerobot/it's \"x\"; rm", root=tmp_path)
+    spec = spec_of('bc.repo_ids=lerobot/it\'s "x"; rm', root=tmp_path)
     assert spec.name == "act_bc_lerobot-it-s-x-rm_20250102_030405_nogit"
-    assert "--repo-ids=lerobot/it's \"x\"; rm" in spec.argv
+    assert '--repo-ids=lerobot/it\'s "x"; rm' in spec.argv
 
 
 def test_tracking_reaches_the_job(tmp_path: Path) -> None:
@@ -80,6 +81,8 @@ def test_paths_of_profiles_are_expanded(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert expand("$WHERE/runs", tmp_path, "run_root") == Path("/scratch/me/runs")
     assert expand("runs", tmp_path, "run_root") == tmp_path / "runs"
     monkeypatch.delenv("WHERE")
+    monkeypatch.delenv("USER", raising=False)
+    assert expand("/scratch/$USER/runs", tmp_path, "run_root") == Path("/scratch", getpass.getuser(), "runs")
     with pytest.raises(UserError, match=r"run_root='\$WHERE/runs': a variable in it is not set"):
         expand("$WHERE/runs", tmp_path, "run_root")
 

@@ -31,7 +31,16 @@ def test_values_are_read_as_people_write_them(text: str, value: object) -> None:
 
 
 def test_what_is_written_is_read_back_by_us_and_by_plain_pyyaml() -> None:
-    value = {"a": "1e-3", "b": "4:00:00", "c": "on", "d": 1e-6, "e": "null", "f": None, "g": "it's \"x\"\n", "h": [1, "2"]}
+    value = {
+        "a": "1e-3",
+        "b": "4:00:00",
+        "c": "on",
+        "d": 1e-6,
+        "e": "null",
+        "f": None,
+        "g": 'it\'s "x"\n',
+        "h": [1, "2"],
+    }
     value |= {"i": True, "j": {"k": "#x", "l": ": "}, "m": "~", "n": "-1"}
     text = yaml_core.dump(value)
     assert yaml_core.parse(text, "dump") == value

@@ -8,7 +8,7 @@ import pytest
 
 from tracking.errors import UserError
 from tracking.names import check_name, run_name, slug
-from tracking.tags import check_tags, tag_texts
+from tracking.labels import check_tags, tag_texts
 
 TAGS = {"model": "act", "dataset": "lift", "objective": "bc", "experiment_group": "demo"}
 

@@ -47,6 +47,20 @@ def test_text_is_searched_for_known_forms_and_for_the_environments_secrets() -> 
     )
 
 
+def test_a_diff_keeps_its_code_and_loses_its_literals() -> None:
+    lines = {
+        '+api_key = "abc def"': f'+api_key = "{REDACTED}"',
+        "+    'hf_token': 'it\"s',": f"+    'hf_token': '{REDACTED}',",
+        "+token = tokenizer.encode(text)": "+token = tokenizer.encode(text)",
+        "+run(token=read_token())": "+run(token=read_token())",
+        "+export WANDB_API_KEY=0123abcd": f"+export WANDB_API_KEY={REDACTED}",
+        "+export TOKEN=$OTHER": "+export TOKEN=$OTHER",
+        '+name = "plain"': '+name = "plain"',
+    }
+    for line, expected in lines.items():
+        assert redact_text(line, {}) == expected
+
+
 def test_a_command_line_hides_the_value_after_a_flag() -> None:
     arguments = ["train.py", "--api-key", "abc", "--hf_token=xyz", "--lr", "0.1", "--token", "--verbose"]
     assert redact_arguments(arguments, {}) == [

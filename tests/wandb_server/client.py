@@ -50,7 +50,7 @@ class WandbClient:
             "WANDB_API_KEY": self.server.api_key,
             "WANDB_ENTITY": self.server.entity,
             "WANDB_ERROR_REPORTING": "false",
-            "WANDB_X_DISABLE_STATS": "true",
+            "WANDB__DISABLE_STATS": "true",
         }
         return kept | {name: str(path) for name, path in folders.items()} | own | self.settings
 

@@ -82,7 +82,7 @@ class Faults:
             self.lift(fault)
 
     def lift(self, fault: Fault) -> None:
-        """Takes one fault out of force; requests that hang in it lose their connection."""
+        """Takes one fault out of force; requests that hang in it lose their connection, slow ones go on."""
         fault.lifted.set()
         with self._lock:
             if fault in self._faults:

@@ -105,8 +105,11 @@ class Handler(BaseHTTPRequestHandler):
         deadline = time.monotonic() + seconds
         while not fault.lifted.is_set() and (left := deadline - time.monotonic()) > 0:
             readable, _, _ = select.select([self.connection], [], [], min(left, 0.05))
-            if readable and not self.connection.recv(1, socket.MSG_PEEK):
-                raise DroppedError
+            if readable:
+                if not self.connection.recv(1, socket.MSG_PEEK):
+                    raise DroppedError
+                # A body that nobody has read yet: what is readable tells nothing until the time is over.
+                fault.lifted.wait(min(left, 0.05))
 
     def _keyed(self, work: Work) -> Work:
         """The work for who has the key, 401 for everybody else."""

@@ -160,8 +160,8 @@ class WandbServer:
 
     def close(self) -> None:
         """Ends everything within two seconds and deletes what was uploaded."""
-        self.faults.clear()
         self.stop_listening()
+        self.faults.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Self:

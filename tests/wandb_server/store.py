@@ -81,7 +81,7 @@ class Store:
         if not found:
             run.values["displayName"] = f"loopback-{len(project.runs) + 1}"
             project.runs[name] = run
-        run.declared_state, run.exit_code, run.heartbeat = "running", None, time.time()
+        run.begin()
         run.upsert(given)
         return run, not found
 

@@ -7,7 +7,8 @@ RUN/
 ```
 Each line is one JSON object with a `kind`:
 
-- `segment` (the first line): `segment`, `first_row`, `run_id`, `time`, `host`, `job`, `resumed_step`, `tags`
+- `segment` (the first line): `segment`, `first_row`, `run_id`, `time`, `host`, `job`, `resumed_step`, `tags`,
+  `group`, `job_type`, `notes`
 - `config`: `config`, merged over the earlier ones
 - `metadata`: `metadata`, what was known of the process
 - `row`: `n` (the row's number in the whole run), `step`, `time` (seconds since the epoch), `data`

@@ -25,6 +25,9 @@ class Segment:
         job: The Slurm job, or None outside Slurm.
         resumed_step: The training step that it continued from, or None for a fresh start.
         tags: W&B tags.
+        group: W&B group.
+        job_type: W&B job type.
+        notes: W&B notes.
     """
 
     segment: int
@@ -34,7 +37,10 @@ class Segment:
     host: str
     job: dict[str, Any] | None
     resumed_step: int | None
-    tags: tuple[str, ...]
+    tags: tuple[str, ...] = ()
+    group: str | None = None
+    job_type: str | None = None
+    notes: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +127,9 @@ def _event(fields: dict[str, Any]) -> Event | None:
                 job=fields.get("job"),
                 resumed_step=fields.get("resumed_step"),
                 tags=tuple(fields.get("tags") or ()),
+                group=fields.get("group"),
+                job_type=fields.get("job_type"),
+                notes=fields.get("notes"),
             )
         case "config":
             return Config(dict(fields["config"]))

@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tracking.exclusive import create_exclusive
 from tracking.journal.lines import State, dump, segment_path
 from tracking.journal.reader import Journal
+from tracking.labels import NO_LABELS, Labels
 from tracking.values import Scalar, encode
 
 # What is kept in memory while the disk is full; about 250,000 rows of ten metrics.
@@ -50,7 +52,7 @@ class JournalWriter:
         *,
         job: dict[str, Any] | None = None,
         resumed_step: int | None = None,
-        tags: tuple[str, ...] = (),
+        labels: Labels = NO_LABELS,
     ) -> JournalWriter:
         """Begins the next segment of a run.
 
@@ -60,7 +62,7 @@ class JournalWriter:
             journal: What stands in the folder now.
             job: The Slurm job.
             resumed_step: The training step that this segment continues from.
-            tags: W&B tags.
+            labels: W&B tags, group, job type and notes.
 
         Returns:
             A writer whose file exists and holds its first line.
@@ -79,7 +81,7 @@ class JournalWriter:
                 host=socket.gethostname(),
                 job=job,
                 resumed_step=resumed_step,
-                tags=list(tags),
+                **asdict(labels),
             )
             path = segment_path(run_dir, segment)
             if create_exclusive(path, header):

@@ -1,4 +1,4 @@
-"""Jobs that tests render and run: a specification with fixed values, and a program that says where it runs."""
+"""Jobs that tests render and run."""
 
 from __future__ import annotations
 
@@ -8,30 +8,8 @@ from typing import Any
 from launch.config import Cluster, Resources
 from launch.spec import JobSpec
 
-PROBE = '''
-import json, os, sys, time
-from pathlib import Path
-
-run = Path(sys.argv[1].removeprefix("--run-dir="))
-mode = sys.argv[2]
-names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURMD_NODENAME", "SLURM_RESTART_COUNT", "OMP_NUM_THREADS", "HF_HUB_OFFLINE",
-         "NCCL_IB_DISABLE", "NCCL_P2P_LEVEL", "NCCL_SOCKET_IFNAME", "MUJOCO_GL", "ODD", "WANDB_API_KEY", "SLURM_CPU_BIND",
-         "MASTER_PORT", "SUBMITIT_LOCAL_GLOBALID")
-seen = {name: os.environ.get(name) for name in names} | {"argv": sys.argv[1:], "cwd": os.getcwd()}
-rank = os.environ.get("SLURM_PROCID") or os.environ.get("SUBMITIT_LOCAL_GLOBALID")
-restart = os.environ.get("SLURM_RESTART_COUNT", "0")
-(run / f"seen-{restart}-{rank}.json").write_text(json.dumps(seen))
-while mode == "sleep" and restart == "0":
-    time.sleep(0.1)
-if mode == "refuse" and rank == "0":
-    sys.exit(2)
-if mode == "refuse":
-    time.sleep(60)
-if mode == "crash":
-    raise RuntimeError("as asked")
-if rank == "0":
-    (run / "done.json").write_text('{"step": 7, "outcome": "finished"}')
-'''
+PROGRAMS = Path(__file__).parent / "launch" / "programs"
+"""The folder of the program `probe`, which writes down where it runs."""
 
 
 def make_spec(**changes: Any) -> JobSpec:

@@ -1,8 +1,9 @@
-"""Tags: how runs are found again."""
+"""Tags, group, job type and notes: how runs are found again."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from tracking.errors import UserError
 
@@ -10,6 +11,26 @@ REQUIRED = ("model", "dataset", "objective", "experiment_group")
 
 # W&B refuses longer ones.
 _MAX_LENGTH = 64
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What W&B shows beside a run's name and filters by.
+
+    Attributes:
+        tags: At most 64 characters each.
+        group: Runs of one group stand together.
+        job_type: For example `train` or `evaluate`.
+        notes: Free text.
+    """
+
+    tags: tuple[str, ...] = ()
+    group: str | None = None
+    job_type: str | None = None
+    notes: str | None = None
+
+
+NO_LABELS = Labels()
 
 
 def check_tags(tags: Mapping[str, str] | Sequence[str] | None) -> None:

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from gilbreth_phase0 import evaluate
+from gilbreth_phase0.datasets import add_episode, create_dataset, open_metadata
+from gilbreth_phase0.environments import EnvironmentArguments
+from gilbreth_phase0.evaluate import Arguments, EvaluationResult, evaluate_policy, summary, write_evaluation
+from gilbreth_phase0.rollout import Episode
+from tracking.errors import UserError
+from tracking.files import read_json
+
+if TYPE_CHECKING:
+    from gilbreth_phase0.policies import Policy
+
+ENVIRONMENT = EnvironmentArguments(start_range=0.06, horizon=40)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small untrained ACT with the statistics of one real demonstration."""
+    import torch
+
+    from gilbreth_phase0.demonstrations import Demonstrator
+    from gilbreth_phase0.policies import make_config, make_policy, save_bundle
+
+    folder = tmp_path_factory.mktemp("bun dle")
+    dataset = create_dataset(folder / "lift", "lift", ENVIRONMENT)
+    add_episode(dataset, ENVIRONMENT, Demonstrator(ENVIRONMENT, 0.0)(0).columns)
+    dataset.finalize()
+    small = {"dim_model": 32, "n_heads": 2, "dim_feedforward": 32, "n_encoder_layers": 1, "use_vae": False}
+    config = make_config("act", "cpu", chunk_size=6, n_action_steps=3, **small)
+    torch.manual_seed(1)
+    policy = make_policy(config, open_metadata(folder / "lift", "lift"))
+    save_bundle(policy, policy.model.state_dict(), ENVIRONMENT, folder / "bundle")
+    return folder / "bundle"
+
+
+@pytest.fixture(scope="module")
+def policy(bundle: Path) -> Policy:
+    from gilbreth_phase0.policies import load_bundle
+
+    return load_bundle(bundle)
+
+
+def result() -> EvaluationResult:
+    return summary([Episode(3, True, 30, 9.0), Episode(1, False, 200, 11.0), Episode(2, True, 10, 4.0)])
+
+
+def test_a_result_orders_its_episodes_and_counts_them() -> None:
+    assert [episode.seed for episode in result().episodes] == [1, 2, 3]
+    assert (result().successes, result().success_rate) == (2, pytest.approx(2 / 3))
+    assert result().interval == pytest.approx((0.2077, 0.9385), abs=5e-5)
+    assert result().mean_length == 80
+    assert result().reward_per_step == 0.1
+    assert str(result()) == "2/3 succeeded (95 % interval 21-94 %), 80 steps on average"
+    assert result().metrics()["eval/success_rate"] == pytest.approx(2 / 3)
+
+
+def test_the_evaluation_file_holds_every_episode(tmp_path: Path) -> None:
+    write_evaluation(tmp_path, {"trained": result()})
+    written = read_json(tmp_path / "evaluation.json")["trained"]
+    assert written["episodes"][0] == {"seed": 1, "success": False, "length": 200, "reward": 11.0}
+    assert (written["successes"], written["trials"]) == (2, 3)
+    assert written["interval_95"] == list(result().interval)
+
+
+def test_a_missing_bundle_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no policy bundle at .*nowhere"):
+        evaluate.main(Arguments(policy=tmp_path / "nowhere", run_dir=tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_without_an_environment_asks_for_the_dataset(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="--dataset ROOT"):
+        evaluate.main(Arguments(policy=tmp_path))
+
+
+def test_a_run_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "environment.json").write_text(ENVIRONMENT.model_dump_json())
+    with pytest.raises(UserError, match=r"cannot make the run folder .*config\.json/run"):
+        evaluate.main(Arguments(policy=tmp_path, run_dir=tmp_path / "config.json" / "run"))
+
+
+@pytest.mark.sim
+def test_an_episode_follows_from_its_seed_alone(policy: Policy) -> None:
+    together = list(evaluate_policy(policy, ENVIRONMENT, [7, 8, 9]))
+    apart = [episode for seed in (9, 7, 8) for episode in evaluate_policy(policy, ENVIRONMENT, [seed])]
+    assert summary(apart).episodes == tuple(together)
+    assert len({episode.reward for episode in together}) == 3
+
+
+@pytest.mark.sim
+def test_max_steps_takes_the_place_of_the_horizon(policy: Policy) -> None:
+    assert [episode.length for episode in evaluate_policy(policy, ENVIRONMENT, [7])] == [40]
+    assert [episode.length for episode in evaluate_policy(policy, ENVIRONMENT, [7], max_steps=5)] == [5]
+
+
+@pytest.mark.sim
+def test_the_caller_is_left_as_it_was(policy: Policy) -> None:
+    import torch
+
+    policy.model.train()
+    np.random.seed(0)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), torch.get_num_threads()
+    list(evaluate_policy(policy, ENVIRONMENT, [7], max_steps=5))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1].tolist(), torch.get_num_threads()) == before[1:]
+    assert policy.model.training
+
+
+@pytest.mark.sim
+def test_an_untrained_policy_has_other_weights_and_the_same_ones_each_time(policy: Policy) -> None:
+    import torch
+
+    def weights(one: Policy) -> torch.Tensor:
+        return torch.cat([parameter.flatten() for parameter in one.model.parameters()])
+
+    fresh = evaluate.untrained(policy)
+    assert torch.equal(weights(fresh), weights(evaluate.untrained(policy)))
+    assert not torch.equal(weights(fresh), weights(policy))
+    assert fresh.preprocessor is policy.preprocessor
+
+
+@pytest.mark.sim
+def test_the_program_gives_the_same_result_with_any_number_of_workers(
+    bundle: Path, policy: Policy, tmp_path: Path
+) -> None:
+    def run(name: str, *flags: str) -> str:
+        command = [sys.executable, "-m", "gilbreth_phase0.evaluate", "--policy", bundle, "--run-dir", tmp_path / name]
+        finished = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=200, check=False)
+        assert finished.returncode == 0, finished.stderr
+        return finished.stdout
+
+    table = run("two", "--episodes", "3", "--seed", "50", "--num-workers", "2", "--untrained")
+    run("one", "--episodes", "3", "--seed", "50", "--num-workers", "1")
+    one, two = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two"))
+    assert one["trained"] == two["trained"]
+    assert list(two) == ["trained", "untrained"]
+    assert two["trained"]["episodes"] != two["untrained"]["episodes"]
+    here = summary(evaluate_policy(policy, ENVIRONMENT, range(50, 53)))
+    assert here.as_json() == one["trained"]
+    assert "untrained" in table
+    assert "0-56 %" in table
+    assert read_json(tmp_path / "one" / "done.json")["outcome"] == "finished"
