@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gilbreth_phase0.ranks import Ranks, choose_device, initialise
+from gilbreth_phase0.run_folder import make_run_folder
 from gilbreth_phase0.stop import StopProtocol
-from tracking.errors import UserError
 from tracking.ownership import Owner
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class Job:
         stop = StopProtocol(ranks.rank)
         stop.install()
         device = choose_device(device)
-        owner = _claim(run_dir) if ranks.is_main else None
+        make_run_folder(run_dir)
+        owner = Owner.claim(run_dir) if ranks.is_main else None
         initialise(ranks, device)
         stop.connect(_gloo_group(ranks))
         return cls(run_dir, ranks, device, _gloo_group(ranks), stop, owner)
@@ -81,20 +82,10 @@ class Job:
         return values
 
 
-def _claim(run_dir: Path) -> Owner:
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        return Owner.claim(run_dir)
-    except OSError as error:
-        raise UserError(
-            f"--run-dir {run_dir} cannot be written: {error.strerror or error}."
-            " Choose a folder of yours on the shared disk (run_root in the cluster profile)"
-        ) from error
-
-
 def _gloo_group(ranks: Ranks) -> ProcessGroup | None:
     if ranks.world_size == 1:
         return None
     import torch.distributed as dist
 
-    return dist.new_group(backend="gloo")
+    group: ProcessGroup = dist.new_group(backend="gloo")
+    return group

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Below Linux's ephemeral ports (32768 and up), so that no outgoing connection holds one by chance.
 _FIRST_PORT, _PORTS = 20000, 12000
 _PORT_TRIES = 16
+_ATTEMPT = ("CLUSTER_NAME", "JOB_ID", "RESTART_COUNT")
 _RENDEZVOUS_SECONDS = 300.0
 
 
@@ -33,7 +34,8 @@ class Ranks:
         world_size: How many processes train together.
         local_rank: 0 … on this node; the index of its GPU.
         host: The node of rank 0.
-        job: What tells this attempt from every other on the same nodes (cluster, job id, restart count).
+        job: What tells this attempt from every other on the same nodes (cluster, job id, restart count): ranks that
+            agree on it would join one another.
     """
 
     rank: int = 0
@@ -51,7 +53,8 @@ class Ranks:
                 world_size=int(environ.get("SLURM_STEP_NUM_TASKS", environ["SLURM_NTASKS"])),
                 local_rank=int(environ["SLURM_LOCALID"]),
                 host=first_host(environ["SLURM_STEP_NODELIST"]),
-                job=":".join(environ.get(f"SLURM_{key}", "") for key in ("CLUSTER_NAME", "JOB_ID", "RESTART_COUNT")),
+                # SLURM_CONF: two labs on one machine have the same cluster name and job ids.
+                job=":".join(environ.get(f"SLURM_{key}", "") for key in ("CONF", *_ATTEMPT)),
             )
         if "SUBMITIT_LOCAL_GLOBALID" in environ:
             return cls(

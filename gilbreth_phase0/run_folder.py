@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,20 @@ DONE_FILE = "done.json"
 
 
 def make_run_folder(run_dir: Path) -> None:
-    """Makes the run folder before anything is computed.
+    """Makes the run folder, and makes sure that it can be written, before anything is computed.
 
     Raises:
-        UserError: It cannot be made.
+        UserError: It cannot be made or written.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run_dir):
+            pass
     except OSError as error:
-        raise UserError(f"cannot make the run folder {run_dir}: {error.strerror}. Give another --run-dir") from error
+        raise UserError(
+            f"the run folder {run_dir} cannot be written: {error.strerror}."
+            " Give a folder of yours on the shared disk: --run-dir, or run_root in the cluster profile"
+        ) from error
 
 
 def write_done(run_dir: Path, step: int, **facts: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,10 @@ from gilbreth_phase0.attempt import record_requeue
 from gilbreth_phase0.engine import Checkpointer, Optimisation
 from gilbreth_phase0.job import Job
 from gilbreth_phase0.progress import progress
+from gilbreth_phase0.run_folder import write_done
 from gilbreth_phase0.sampling import BatchPlan, ShardedBatches
 from gilbreth_phase0.stop import TERMINATED_EXIT_CODE, Stop
 from tracking import ExperimentTracker, checkpoints
-from tracking.files import write_json
 from tracking.journal.lines import State
 from tracking.ownership import AttemptKey
 
@@ -164,8 +163,7 @@ class Trainer:
         if self.job.owner is not None:
             self.job.owner.check()
             self.tracker.finish()
-            record = {"step": self.optimisation.training_steps, "outcome": "finished", "time": time.time()}
-            write_json(self.job.run_dir / "done.json", record)
+            write_done(self.job.run_dir, self.optimisation.training_steps)
 
     def hand_on(self, stop: Stop) -> None:
         """Closes the tracker after a stop and hands the process on to whoever requeues it. Does not return."""

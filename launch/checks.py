@@ -43,6 +43,11 @@ def _limits(spec: JobSpec) -> Iterator[str]:
             f"resources.gpus_per_node={resources.gpus_per_node}: a node of {cluster.name!r} has "
             f"{cluster.gpus_per_node}; take more nodes: --set resources.nodes=N"
         )
+    if resources.signal_seconds >= resources.time * 60:
+        yield (
+            f"resources.signal_seconds={resources.signal_seconds}: with resources.time={slurm_time(resources.time)} "
+            "the job would be told to stop as it starts; set a smaller one"
+        )
     longest = cluster.qos_limits.get(cluster.qos or "")
     if longest is not None and resources.time > longest:
         yield (
@@ -59,8 +64,9 @@ def _folders(spec: JobSpec) -> Iterator[str]:
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             yield f"{key} {str(folder)!r} cannot be written ({existing}); choose another or mend its permissions"
-    if spec.run_dir.exists():
-        yield f"run {str(spec.run_dir)!r} is there already; choose another --set name=…"
+    for folder in (spec.run_dir, spec.log_dir):
+        if folder.exists():
+            yield f"{str(folder)!r} is there already, from another run; choose another --set name=NAME"
 
 
 def _inputs(config: Config, spec: JobSpec) -> Iterator[str]:

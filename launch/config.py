@@ -298,10 +298,11 @@ def _apply(setting: str, tree: dict[str, Any], defaults: Mapping[str, Any], stag
     )
     if ".".join([section, *inner[:1]]) not in valid or (len(inner) > 1 and not nested) or key == "cluster.name":
         raise unknown("key", key, valid - {"cluster.name"})
-    value = yaml_core.parse(text, f"--set {setting}")
     if key == "name":
         tree["name"] = text
-    elif nested:
+        return
+    value = yaml_core.parse(text, f"--set {setting}")
+    if nested:
         before = tree[section].get(inner[0], defaults.get(inner[0]) if section == stage else None)
         tree[section][inner[0]] = {**(before or {}), inner[1]: value}
     elif section == stage and isinstance(defaults[inner[0]], str) and value is not None:

@@ -131,9 +131,11 @@ def flags(arguments: Mapping[str, Any]) -> tuple[str, ...]:
 def free_name(config: Config, run_root: Path, now: datetime, root: Path) -> str:
     """Names a run after the first second from `now` on whose name is not taken."""
     commit = git("rev-parse", "--short=7", "HEAD", cwd=root)
-    while (run_root / (name := run_name(**config.name_parts, git_short=commit, at=now))).exists():
+    while True:
+        name = run_name(**config.name_parts, git_short=commit, at=now)
+        if not (run_root / name).exists() and not (root / "logs" / name).exists():
+            return name
         now += timedelta(seconds=1)
-    return name
 
 
 def commit_of(root: Path) -> Commit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import sys
 from datetime import datetime
@@ -118,7 +119,7 @@ def preview(config: Config, spec: JobSpec) -> str:
         return text + f"# script, as sbatch would get it\n{batch_script(spec, [str(spec.run_dir)])}"
     return text + (
         f"# no script: {spec.resources.tasks} process(es) on this machine, each\n"
-        f"{local_python(spec)} -u -m submitit.core._submit {spec.log_dir}\n"
+        f"{local_python(spec)} -u -m submitit.core._submit {shlex.quote(str(spec.log_dir))}\n"
     )
 
 
@@ -131,7 +132,7 @@ def report(spec: JobSpec, submitted: Submitted) -> None:
         f"job  {submitted.job_id} on {spec.cluster.name}\n"
         f"in   {spec.run_dir}\n"
         f"logs {spec.log_dir}\n"
-        f"next {watch}; tail -F {submitted.log}",
+        f"next {watch}; tail -F {shlex.quote(str(submitted.log))}",
         flush=True,
     )
 

@@ -18,7 +18,8 @@ def compute_grad_norm(model: Any) -> float | None:
     if hasattr(model, "get_global_grad_norm"):
         norm = model.get_global_grad_norm()
         return None if norm is None else float(norm)
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    parameters = model.parameters() if hasattr(model, "parameters") else ()
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return None
     import torch

@@ -1,4 +1,4 @@
-"""Whether a segment's rows go to W&B's server, into an offline folder, or nowhere."""
+"""Whether a segment's rows are meant for W&B's server, for an offline folder, or for nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ _MODES = ("online", "offline", "disabled")
 
 
 def decide_mode(mode: str | None, environ: Mapping[str, str] = os.environ) -> Mode:
-    """Decides once, at the start: an explicit argument first, then `WANDB_MODE`, else offline.
+    """Decides what is wanted: an explicit argument first, then `WANDB_MODE`, else online.
+
+    Whether online is possible is the probe's to say; where it is not, the segment is an offline one.
 
     Args:
         mode: What the caller asked for, or None.
@@ -28,4 +30,4 @@ def decide_mode(mode: str | None, environ: Mapping[str, str] = os.environ) -> Mo
             if given not in _MODES:
                 raise unknown(kind, given, _MODES)
             return cast(Mode, given)
-    return "offline"
+    return "online"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -14,18 +12,13 @@ from typing import Any, Self
 from tracking import ranks
 from tracking.errors import UserError
 from tracking.folders import run_folder, wandb_folder
-from tracking.identity import Identity, claim_identity
-from tracking.journal import JournalWriter, read_journal
-from tracking.journal.known import KnownPairs
+from tracking.gpu import get_all_gpu_stats
 from tracking.journal.lines import State
 from tracking.labels import Labels, check_tags, tag_texts
-from tracking.metadata import get_metadata
+from tracking.metrics import compute_grad_norm, get_amp_scale, get_learning_rate
 from tracking.mode import decide_mode
+from tracking.recording import Plan, Recording, say
 from tracking.redact import redact
-from tracking.sync.engine import SyncMode
-from tracking.sync.offline import sync_command
-from tracking.sync.process import SyncProcess
-from tracking.sync.status import read_status
 from tracking.throughput import Throughput
 from tracking.values import Scalar, flatten, plain, scalar
 
@@ -60,6 +53,9 @@ class ExperimentTracker:
         *,
         run_dir: Path | str | None = None,
         resumed_step: int | None = None,
+        group: str | None = None,
+        job_type: str | None = None,
+        notes: str | None = None,
         before_flush: Callable[[], None] | None = None,
         finish_timeout: float = 20.0,
     ) -> None:
@@ -74,13 +70,17 @@ class ExperimentTracker:
             name: Display name; made of the tags, the time and the commit where it is None.
             resume_id: The id of the run to continue, as a checkpoint holds it. Without `run_dir` the run is looked for
                 in `./runs`.
-            mode: `online`, `offline` or `disabled`; `WANDB_MODE` decides where it is None.
+            mode: `online`, `offline` or `disabled`; where it is None `WANDB_MODE` decides, else it is `online`. The
+                server is asked once, for less than 3 s; where it does not answer, the segment is an offline one.
             entity: W&B user or team; `WANDB_ENTITY` where it is None.
             log_interval: `log_training_step` logs every so many steps.
             gpu_stats_interval: GPU statistics are logged every so many steps.
             enabled: False makes every call a no-op.
             run_dir: The run folder; `./runs/<name>` where it is None.
             resumed_step: The training step of the checkpoint that this segment continues from.
+            group: W&B group.
+            job_type: W&B job type.
+            notes: W&B notes.
             before_flush: Called before each flush; what it raises reaches the caller of `flush`, and nothing is
                 flushed.
             finish_timeout: Seconds that `finish` waits for the child at most.
@@ -95,69 +95,32 @@ class ExperimentTracker:
                 f"{gpu_stats_interval}"
             )
         check_tags(tags)
-        self._mode = decide_mode(mode)
-        self._active = enabled and self._mode != "disabled" and ranks.is_main_process()
-        self._log_interval = log_interval
-        self._throughput = Throughput(ranks.world_size())
-        self._identity: Identity | None = None
+        self._wanted = decide_mode(mode)
+        self._recording: Recording | None = None
+        self._active = enabled and self._wanted != "disabled" and ranks.is_main_process()
         if not self._active:
             return
+        self._log_interval = log_interval
+        self._gpu_stats_interval = gpu_stats_interval
+        self._throughput = Throughput(ranks.world_size())
         self._before_flush = before_flush
-        self._finish_timeout = finish_timeout
         self._warned: set[str] = set()
-        self._run_dir = run_folder(run_dir, resume_id, name, tags)
-        self._wandb_dir = wandb_folder(self._run_dir, given=run_dir is not None)
-        try:
-            self._run_dir.mkdir(parents=True, exist_ok=True)
-            self._identity = claim_identity(
-                self._run_dir,
-                resume_id,
-                name or self._run_dir.name,
-                project or os.environ.get("WANDB_PROJECT") or "vla-lego",
-                entity or os.environ.get("WANDB_ENTITY") or None,
+        folder = run_folder(run_dir, resume_id, name, tags)
+        self._recording = Recording(
+            Plan(
+                run_dir=folder,
+                wandb_dir=wandb_folder(folder, given=run_dir is not None),
+                mode=self._wanted,
+                run_id=resume_id,
+                run_name=name or folder.name,
+                project=project or os.environ.get("WANDB_PROJECT") or "vla-lego",
+                entity=entity or os.environ.get("WANDB_ENTITY") or None,
+                labels=Labels(tag_texts(tags), group, job_type, notes),
+                config=redact(plain(config)) if config is not None else {},
+                resumed_step=resumed_step,
+                finish_timeout=finish_timeout,
             )
-            self._begin(
-                self._identity, redact(plain(config)) if config is not None else {}, tag_texts(tags), resumed_step
-            )
-        except OSError as error:
-            raise UserError(
-                f"the run folder {self._run_dir} cannot be written: {error.strerror}\n"
-                "  next: give a folder of yours as run_dir, or free space there"
-            ) from error
-
-    def _begin(
-        self, identity: Identity, config: dict[str, Any], tags: tuple[str, ...], resumed_step: int | None
-    ) -> None:
-        journal = read_journal(self._run_dir)
-        for problem in journal.problems:
-            _say(f"journal: {problem}")
-        metadata = get_metadata()
-        self._writer = JournalWriter.begin(
-            self._run_dir,
-            identity.run_id,
-            journal,
-            job=metadata["slurm"],
-            resumed_step=resumed_step,
-            labels=Labels(tags),
         )
-        self._known: KnownPairs | None = KnownPairs(journal.rows) if journal.rows else None
-        if config and config != journal.config:
-            self._writer.config(config)
-        self._writer.metadata(metadata)
-        if journal.segments:
-            _say(f"Run {identity.run_id} continues: segment {self._writer.segment}, {journal.next_row} rows.")
-        self._child = self._start_child()
-        if self._mode == "offline":
-            _say("Offline mode. Run 'wandb sync' to upload later.")
-            print(f"  {sync_command(self._wandb_dir, identity.run_id)}", flush=True)
-
-    def _start_child(self) -> SyncProcess | None:
-        mode: SyncMode = "online" if self._mode == "online" else "offline"
-        try:
-            return SyncProcess(self._run_dir, self._wandb_dir, mode, self._writer.segment)
-        except OSError as error:
-            _say(f"W&B's process cannot be started ({error.strerror}). Training goes on; the journal holds all rows.")
-            return None
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
         """Logs a row now, whatever the interval.
@@ -167,14 +130,10 @@ class ExperimentTracker:
                 element; nested mappings are flattened with `/`. What cannot be logged is left out with one warning.
             step: The training step.
         """
-        if not self._active:
+        if not self._active or self._recording is None:
             return
         step = int(step)
-        data: Mapping[str, Scalar] = self._read(flatten(metrics), step)
-        if self._known is not None:
-            data = self._leave_out_known(step, data)
-        if data:
-            self._writer.row(step, data)
+        self._recording.row(step, self._read(flatten(metrics), step))
 
     def log_training_step(
         self,
@@ -183,33 +142,42 @@ class ExperimentTracker:
         batch_size: int,
         optimizer: Any = None,
         model: Any = None,
+        *,
+        scaler: Any = None,
         **components: Any,
     ) -> None:
         """Counts a training step, and logs it when `step` is a multiple of `log_interval`.
 
-        A step that is not logged reads nothing from a device.
+        A step that is not logged reads nothing from a device. GPU statistics come with every multiple of
+        `gpu_stats_interval`.
 
         Args:
             loss: The loss: a number or a tensor of one element.
             step: The training step.
             batch_size: The samples of this rank in this step; throughput counts all ranks.
             optimizer: Where the learning rate is read.
-            model: Where the gradient norm is read, when it is a DeepSpeed engine.
+            model: Where the gradient norm is read: a DeepSpeed engine, or a module whose gradients still stand.
+            scaler: Where the loss scale is read: a `GradScaler`; a DeepSpeed engine given as `model` needs none.
             components: Further losses by name: `ar=` is logged as `loss/ar`.
         """
         if not self._active:
             return
         self._throughput.count(batch_size)
-        if step % self._log_interval:
+        log_step = step % self._log_interval == 0
+        gpu_step = step % self._gpu_stats_interval == 0
+        if not (log_step or gpu_step):
             return
-        metrics: dict[str, Any] = {"loss/total": loss}
-        metrics |= {f"loss/{name}": value for name, value in components.items()}
-        if optimizer is not None:
-            metrics["train/lr"] = optimizer.param_groups[0]["lr"]
-        norm = model.get_global_grad_norm() if hasattr(model, "get_global_grad_norm") else None
-        if norm is not None:
-            metrics["train/grad_norm"] = norm
-        self.log_metrics(metrics | self._throughput.rates(), step)
+        metrics: dict[str, Any] = {}
+        if log_step:
+            measured = {
+                "train/lr": get_learning_rate(optimizer),
+                "train/grad_norm": compute_grad_norm(model) if model is not None else None,
+                "train/amp_scale": get_amp_scale(scaler if scaler is not None else model),
+            }
+            metrics = {"loss/total": loss} | {f"loss/{name}": value for name, value in components.items()}
+            metrics |= {name: value for name, value in measured.items() if value is not None}
+            metrics |= self._throughput.rates()
+        self.log_metrics(metrics | get_all_gpu_stats() if gpu_step else metrics, step)
 
     def log_config(self, config: Any) -> None:
         """Records a configuration, merged over what the run has.
@@ -217,28 +185,28 @@ class ExperimentTracker:
         Args:
             config: As in the constructor.
         """
-        if self._active:
-            self._writer.config(redact(plain(config)))
+        if self._active and self._recording is not None:
+            self._recording.config(redact(plain(config)))
 
     def get_run_id(self) -> str | None:
         """The id that all segments of the run share; None where nothing is tracked."""
-        return self._identity.run_id if self._identity is not None else None
+        return self._recording.identity.run_id if self._recording is not None else None
 
     def get_run_url(self) -> str | None:
-        """Where the run is to be seen; None offline."""
-        return None
+        """The run's page; None offline, and until the server has named it."""
+        return self._recording.url() if self._recording is not None else None
 
     def get_run_dir(self) -> Path | None:
         """The run folder; None where nothing is tracked."""
-        return self._run_dir if self._identity is not None else None
+        return self._recording.run_dir if self._recording is not None else None
 
     def is_active(self) -> bool:
         """True where calls are recorded: on rank 0, enabled, not finished."""
         return self._active
 
     def is_offline(self) -> bool:
-        """True when W&B gets the run later, from its offline folder."""
-        return self._mode == "offline"
+        """True when W&B gets this segment later, from its offline folder."""
+        return self._recording.is_offline() if self._recording is not None else self._wanted == "offline"
 
     def flush(self) -> None:
         """Makes every row so far durable; to be called when a checkpoint is.
@@ -246,16 +214,11 @@ class ExperimentTracker:
         Raises:
             Exception: Whatever `before_flush` raises.
         """
-        if not self._active:
+        if not self._active or self._recording is None:
             return
         if self._before_flush is not None:
             self._before_flush()
-        if (successor := self._writer.replaced_by()) is not None:
-            _say(f"Another process continues this run ({successor.name}): this one stops recording.")
-            self._active = False
-            self._writer.close()
-            return
-        self._writer.flush()
+        self._active = self._recording.flush()
 
     def finish(self, exit_code: int = 0, state: State | None = None) -> None:
         """Ends the segment and waits, at most `finish_timeout` seconds, until W&B has it.
@@ -264,14 +227,10 @@ class ExperimentTracker:
             exit_code: What the process will end with.
             state: `finished`, `crashed` or `preempted`; by the exit code where it is None.
         """
-        if not self._active:
+        if not self._active or self._recording is None:
             return
         self._active = False
-        if self._known is not None:
-            self._report_skipped(self._known)
-        self._writer.end(state or ("crashed" if exit_code else "finished"), exit_code)
-        self._writer.close()
-        self._wait_for_child()
+        self._recording.finish(state or ("crashed" if exit_code else "finished"), exit_code)
 
     def __enter__(self) -> Self:
         return self
@@ -281,24 +240,6 @@ class ExperimentTracker:
     ) -> None:
         code = error.code if isinstance(error, SystemExit) else int(error is not None)
         self.finish(exit_code=code if isinstance(code, int) else int(code is not None))
-
-    def _wait_for_child(self) -> None:
-        if self._child is None:
-            return
-        began = time.monotonic()
-        code = self._child.wait(self._finish_timeout)
-        status = read_status(self._run_dir)
-        rows = self._writer.next_row
-        if code == 0 and status is not None and status.state == "done":
-            _say(f"{rows} rows in {self._run_dir}; W&B's folder: {status.folder}")
-        elif code is None:
-            left = rows - (status.rows if status is not None else 0)
-            waited = time.monotonic() - began
-            _say(
-                f"W&B's folder is not written after {waited:.0f} s ({left} of {rows} rows left); see {self._child.log}"
-            )
-        else:
-            _say(f"W&B's folder was not written; see {self._child.log}. All {rows} rows are in {self._run_dir}.")
 
     def _read(self, metrics: Mapping[str, Any], step: int) -> dict[str, Scalar]:
         data: dict[str, Scalar] = {}
@@ -312,26 +253,7 @@ class ExperimentTracker:
                 self._warn_once(f"{name} not finite", f"{name} is {read} at step {step}")
         return data
 
-    def _leave_out_known(self, step: int, data: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
-        known = self._known
-        if known is None or step <= known.last_step:
-            return known.fresh(step, data) if known is not None else data
-        self._report_skipped(known)
-        self._known = None
-        return data
-
-    def _report_skipped(self, known: KnownPairs) -> None:
-        if known.skipped:
-            _say(
-                f"{known.skipped} values up to step {known.last_step} were in the journal already and were not logged "
-                "again."
-            )
-
     def _warn_once(self, key: str, text: str) -> None:
         if key not in self._warned:
             self._warned.add(key)
-            _say(text, file=sys.stderr)
-
-
-def _say(text: str, file: Any = None) -> None:
-    print(f"[ExperimentTracker] {text}", file=file, flush=True)
+            say(text, error=True)

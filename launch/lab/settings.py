@@ -23,13 +23,13 @@ SOCKET_PATH_LIMIT = 108
 FIRST_PORT, LAST_PORT, PORTS_PER_LAB = 20000, 32000, 10
 
 
-class LabUnavailable(UserError):  # noqa: N818
+class LabUnavailable(UserError):
     """This machine cannot run a lab at all; jobs can still run through submitit's local executor."""
 
     exit_code = 3
 
 
-class LabFailed(UserError):  # noqa: N818
+class LabFailed(UserError):
     """A part of the lab did not come up; the message holds the last errors of its log."""
 
     exit_code = 1

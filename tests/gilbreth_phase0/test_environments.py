@@ -68,6 +68,7 @@ def test_numpy_seeded_restores_the_state_after_an_error() -> None:
 
 
 @pytest.mark.sim
+@pytest.mark.filterwarnings("ignore:.*A Box observation space")
 def test_gymnasium_finds_no_fault(env: RobosuiteEnv) -> None:
     check_env(env, skip_render_check=True)
 

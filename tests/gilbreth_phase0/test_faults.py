@@ -110,7 +110,9 @@ def test_a_time_limit_that_the_work_does_not_fit(lab: Lab, data: Path, undisturb
     settings = ["bc.save_freq=200", "bc.log_interval=1"]
     whole = submit_bc(lab, tmp_path / "whole", data, steps, *settings)
     whole.wait_until_done(600)
-    limited = submit_bc(lab, tmp_path / "limited", data, steps, *settings, "resources.time=2")
+    limited = submit_bc(
+        lab, tmp_path / "limited", data, steps, *settings, "resources.time=2", "resources.signal_seconds=20"
+    )
     limited.wait_until_done(600)
     check_whole(limited, steps)
     check_equal(limited, whole)

@@ -43,6 +43,8 @@ def test_names_and_folders_outside_git(tmp_path: Path) -> None:
 def test_two_runs_of_one_second_have_two_names(tmp_path: Path) -> None:
     (tmp_path / "runs" / "act_bc_lift_20250102_030405_nogit").mkdir(parents=True)
     assert spec_of(root=tmp_path).name == "act_bc_lift_20250102_030406_nogit"
+    (tmp_path / "logs" / "act_bc_lift_20250102_030406_nogit").mkdir(parents=True)
+    assert spec_of(root=tmp_path).name == "act_bc_lift_20250102_030407_nogit"
 
 
 def test_the_commit_is_part_of_the_name_and_of_the_record(tmp_path: Path) -> None:

@@ -104,6 +104,28 @@ def test_who_waits_for_a_job_that_refuses_ends_with_1(prepare: Prepare, capsys: 
     assert f"the job is over and the run is not complete; see {submitted.log}" in shown.err
 
 
+@pytest.mark.parametrize(
+    ("answer", "left"),
+    [("echo 'Submitted what?'", True), ("echo 'error: no such account' >&2; exit 1", False)],
+)
+def test_an_sbatch_that_does_not_answer_with_a_job(
+    answer: str, left: bool, prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GIVEN an answer without a job id THEN the intent stays on record, because the job may be queued all the same."""
+    for name in ("sbatch", "srun", "squeue"):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{answer}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    config, spec = prepare("generic", "go", "cluster.node_local=[]")
+    with pytest.raises(SystemExit if left else UserError, match="squeue --me" if left else "no such account"):
+        submit(config, spec)
+    assert spec.run_dir.exists() == left
+    assert spec.log_dir.exists() == left
+    if left:
+        assert json.loads((spec.run_dir / "submission.json").read_text())["state"] == "submitting"
+
+
 @pytest.mark.slurm
 def test_two_nodes_with_a_task_each(prepare: Prepare, in_lab: None) -> None:
     config, spec = prepare("lab", "go", "resources.nodes=2", "resources.gpus_per_node=1", "resources.cpus_per_task=2")

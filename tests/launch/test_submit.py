@@ -46,15 +46,18 @@ def tree(folder: Path) -> set[tuple[str, int]]:
 
 
 def test_a_dry_run_shows_everything_and_touches_nothing(without_slurm: Path) -> None:
-    places = (ROOT / "launch", ROOT / "job_templates", ROOT / "logs", without_slurm)
+    places = (ROOT / "launch", ROOT / "job_templates", without_slurm)
     before = [tree(place) for place in places]
-    done = launch("--stage", "bc", "--cluster", "lab", "--dry-run", "--set", f"cluster.run_root={without_slurm}/runs")
+    name = f"dry-run-{os.getpid()}"
+    roots = ["--set", f"cluster.run_root={without_slurm}/runs"]
+    done = launch("--stage", "bc", "--cluster", "lab", "--dry-run", "--set", f"name={name}", *roots)
     assert [tree(place) for place in places] == before
     assert done.returncode == 0, done.stderr
     assert "\nbc:\n  repo_ids: lift\n" in done.stdout
     assert "\n#SBATCH --partition=a100-80gb\n" in done.stdout
     assert 'finish "$run" "$code"' in done.stdout
-    assert not (without_slurm / "runs").exists()
+    assert f"/logs/{name}/%j_0_log.out" in done.stdout
+    assert not (ROOT / "logs" / name).exists()
     assert "s3cret-key" not in done.stdout + done.stderr
 
 
@@ -99,6 +102,8 @@ def test_without_slurm_the_default_is_this_machine(without_slurm: Path) -> None:
         (["--stage", "bc"], "--stage collect"),
         (["--stage", "eval"], "eval.policy is not set: --set eval.policy=runs/NAME/bundle"),
         (["--stage", "eval", "--set", "eval.policy=none"], "has no config.json, so no policy"),
+        (["--stage", "smoke", "--set", "name=a: b: c"], "try: a-b-c"),
+        (["--stage", "smoke", "--set", "resources.time=1"], "the job would be told to stop as it starts"),
         (["--stage", "smoke", "--set", "resources.nodes=2"], "'local' is this machine alone; set resources.nodes=1"),
         (["--stage", "smoke", "--cluster", "gilbreth", "--set", "resources.gpus_per_node=4"], "'gilbreth' has 2"),
         (
@@ -121,13 +126,13 @@ def test_bad_input_is_refused_and_nothing_is_written(arguments: list[str], messa
     roots = ["--set", f"cluster.data_root={without_slurm}/data"]
     if "cluster.run_root=/tmp/x" not in arguments:
         roots += ["--set", f"cluster.run_root={without_slurm}/runs", "--set", "cluster.node_local=[]"]
-    logs = set((ROOT / "logs").iterdir())
-    done = launch(*arguments, *roots)
+    name = f"refused-{os.getpid()}"
+    done = launch("--set", f"name={name}", *arguments, *roots)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not [path for path in without_slurm.rglob("*") if path.is_file()]
-    assert set((ROOT / "logs").iterdir()) == logs
+    assert not (ROOT / "logs" / name).exists()
 
 
 def test_a_lab_that_is_not_running(without_slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +157,7 @@ def test_a_run_that_is_there_is_not_written_over(without_slurm: Path) -> None:
     (without_slurm / "mine").mkdir()
     done = launch("--stage", "smoke", "--set", "name=mine", "--set", f"cluster.run_root={without_slurm}")
     assert done.returncode == 2
-    assert f"run '{without_slurm}/mine' is there already" in done.stderr
+    assert f"'{without_slurm}/mine' is there already" in done.stderr
 
 
 def test_the_lab_is_recognised_by_its_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

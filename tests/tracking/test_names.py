@@ -7,8 +7,8 @@ from datetime import datetime
 import pytest
 
 from tracking.errors import UserError
-from tracking.names import check_name, run_name, slug
 from tracking.labels import check_tags, tag_texts
+from tracking.names import check_name, run_name, slug
 
 TAGS = {"model": "act", "dataset": "lift", "objective": "bc", "experiment_group": "demo"}
 

@@ -15,35 +15,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from runs import TAGS, history_of, offline_folders, rows_of
 from support import wait_until
 from wandb_file import read_offline_run
 
 from tracking import ExperimentTracker, UserError, read_journal
 from tracking.sync.status import read_status
 
-TAGS = {"model": "act", "dataset": "lift", "objective": "bc", "experiment_group": "demo"}
-
 
 @pytest.fixture(autouse=True)
 def no_wandb_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(("WANDB_", "SLURM_", "SUBMITIT_"))] + ["RANK"]:
         monkeypatch.delenv(name, raising=False)
-
-
-def offline_folders(wandb_dir: Path) -> list[Path]:
-    return sorted((wandb_dir / "wandb").glob("offline-run-*"))
-
-
-def rows_of(run_dir: Path) -> list[dict[str, Any]]:
-    """What W&B must hold of a journal, row by row."""
-    return [
-        {**row.data, "train/step": row.step, "_step": row.n, "_timestamp": row.time}
-        for row in read_journal(run_dir).rows
-    ]
-
-
-def history_of(folder: Path) -> list[dict[str, Any]]:
-    return [{key: row[key] for key in row if key != "_runtime"} for row in read_offline_run(folder).history]
+    monkeypatch.setenv("WANDB_MODE", "offline")
 
 
 class TestWithoutAnything:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -66,6 +67,14 @@ class WandbClient:
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    def kill(self, process: subprocess.Popen[str]) -> None:
+        """Kills a process and wandb's service, as a power cut or Slurm does: alone, the service would end the run."""
+        tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+        children = [int(child) for task in tasks for child in task.read_text().split()]
+        for number in [process.pid, *children]:
+            os.kill(number, signal.SIGKILL)
+        process.communicate()
 
     def start_python(self, code: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
         """Starts Python with the code; `sys.argv[1:]` are the arguments."""

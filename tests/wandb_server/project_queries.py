@@ -136,14 +136,6 @@ def runs(source: Project, _: Context, arguments: Arguments) -> dict[str, Any]:
     return connection(_selected(source, arguments), arguments)
 
 
-@resolver("Project", "run")
+@resolver("Project", "run", "bucket")
 def run_of_project(source: Project, _: Context, arguments: Arguments) -> Run | None:
     return source.runs.get(arguments.get("name") or "")
-
-
-@resolver("Project", "bucket")
-def bucket_of_project(source: Project, _: Context, arguments: Arguments) -> Run | None:
-    run = source.runs.get(arguments.get("name") or "")
-    if run and arguments.get("missingOk"):
-        run.attempt_again()
-    return run

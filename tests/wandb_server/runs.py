@@ -179,16 +179,11 @@ class Run:
             else:
                 self.values[key] = value
 
-    def begin(self) -> None:
-        """A client begins or goes on with the run: one that has ended runs again."""
+    def begin(self, resumed: bool) -> None:
+        """A client begins or goes on with the run: one that has ended runs again, and a resumed one in any case."""
         self.heartbeat = time.time()
-        if self.declared_state != "preempting":
+        if resumed or self.declared_state != "preempting":
             self.declared_state, self.exit_code = "running", None
-
-    def attempt_again(self) -> None:
-        """A client asks how to resume: an attempt that was being preempted is over."""
-        if self.declared_state == "preempting":
-            self.declared_state = "preempted"
 
     def stream(self, body: dict[str, Any]) -> None:
         """Takes one request of the file stream."""

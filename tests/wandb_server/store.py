@@ -67,21 +67,25 @@ class Store:
         raise RefusedError(f"run {run_id} not found")
 
     def upsert_run(self, given: dict[str, Any]) -> tuple[Run, bool]:
-        """Makes or changes a run; by its own id only attributes change, by name the run counts as running again."""
+        """Makes or changes a run, and says whether it is new.
+
+        Who gives the name that the client gave it begins it or goes on with it; who gives the server's id alone
+        (`wandb.Api`) changes what it holds; who gives both resumes it.
+        """
         given = dict(given)
         run_id, name = given.pop("id", None), given.pop("name", None)
         entity, project_name = given.pop("entityName", None), given.pop("modelName", None)
         if run_id:
-            run = self.run_by_id(run_id)
-            run.upsert(given)
-            return run, False
-        project, _ = self.make_project(entity, project_name)
-        found = project.runs.get(name)
-        run = found or Run(self.new_id("run"), name, project, time.time(), self._crash_after)
+            run, found = self.run_by_id(run_id), True
+        else:
+            project, _ = self.make_project(entity, project_name)
+            name = name or self.new_id("unnamed")
+            found = name in project.runs
+            run = project.runs.setdefault(name, Run(self.new_id("run"), name, project, time.time(), self._crash_after))
         if not found:
-            run.values["displayName"] = f"loopback-{len(project.runs) + 1}"
-            project.runs[name] = run
-        run.begin()
+            run.values["displayName"] = f"loopback-{len(run.project.runs)}"
+        if name:
+            run.begin(resumed=bool(run_id))
         run.upsert(given)
         return run, not found
 

@@ -1,31 +1,34 @@
-"""Offline runs and plain `wandb sync`, as it is: what FACTS about it say must show on this server."""
+"""Offline runs and plain `wandb sync` as it is: what it repeats, overwrites and calls a success must show here."""
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 
 import pytest
 from support import wait_until
+
 from wandb_server import WandbClient, WandbServer
 
 pytestmark = pytest.mark.wandb
 
 LOG = """
 import sys, wandb
-run = wandb.init(project="p", id=sys.argv[1], mode="offline", config={"begin": sys.argv[2]})
-run.define_metric("*", step_metric="train/step")
-for step in range(int(sys.argv[2]), int(sys.argv[3])):
-    run.log({"train/step": step})
-run.finish()
-answer = run.settings.sync_dir
+answer = []
+for segment in sys.argv[1:]:
+    name, begin, end = segment.split(":")
+    run = wandb.init(project="p", id=name, mode="offline", config={"begin": begin})
+    run.define_metric("*", step_metric="train/step")
+    for step in range(int(begin), int(end)):
+        run.log({"train/step": step})
+    run.finish()
+    answer.append(run.settings.sync_dir)
 """
 
 
-def record(client: WandbClient, name: str, begin: int, end: int) -> str:
-    """Makes an offline run and gives its folder."""
-    return str(client.python(LOG, name, str(begin), str(end)))
+def record(client: WandbClient, *segments: str) -> list[str]:
+    """Makes an offline run for each `ID:BEGIN:END` and gives their folders."""
+    return list(client.python(LOG, *segments))
 
 
 def synced(folder: str) -> bool:
@@ -37,7 +40,7 @@ def steps(server: WandbServer, name: str) -> list[int]:
 
 
 def test_sync_sends_every_row_again_the_second_time(wandb_server: WandbServer, wandb_client: WandbClient) -> None:
-    folder = record(wandb_client, "r", 0, 20)
+    (folder,) = record(wandb_client, "r:0:20")
     assert wandb_server.requests == []
     for _ in range(2):
         assert wandb_client.wandb("sync", folder).returncode == 0
@@ -53,20 +56,18 @@ def test_sync_sends_every_row_again_the_second_time(wandb_server: WandbServer, w
 def test_a_second_segment_overwrites_the_first_unless_it_is_appended(
     wandb_server: WandbServer, wandb_client: WandbClient
 ) -> None:
-    first, second = record(wandb_client, "r", 0, 15), record(wandb_client, "r", 10, 20)
-    for folder in (first, second):
+    folders = record(wandb_client, "r:0:15", "r:10:20")
+    for folder in folders:
         assert wandb_client.wandb("sync", folder).returncode == 0
     assert steps(wandb_server, "r") == [*range(10, 20), *range(10, 15)]
     assert sum(upload.changed for upload in wandb_server.run("lab", "p", "r").history_file.uploads) == 10
-
-    appended = [record(wandb_client, "appended", 0, 15), record(wandb_client, "appended", 10, 20)]
-    for folder in appended:
-        assert wandb_client.wandb("sync", "--append", folder).returncode == 0
+    for folder in folders:
+        assert wandb_client.wandb("sync", "--append", "--id", "appended", folder).returncode == 0
     assert steps(wandb_server, "appended") == [*range(15), *range(10, 20)]
 
 
 def test_history_refused_is_exit_0_and_marked_as_synced(wandb_server: WandbServer, wandb_client: WandbClient) -> None:
-    folder = record(wandb_client, "r", 0, 5)
+    (folder,) = record(wandb_client, "r:0:5")
     with wandb_server.faults.during("file_stream", status=403) as fault:
         done = wandb_client.wandb("sync", folder)
     assert fault.hits > 0
@@ -79,7 +80,7 @@ def test_history_refused_is_exit_0_and_marked_as_synced(wandb_server: WandbServe
 def test_everything_refused_is_exit_0_and_marked_as_synced(
     wandb_server: WandbServer, wandb_client: WandbClient, status: int
 ) -> None:
-    folder = record(wandb_client, "r", 0, 5)
+    (folder,) = record(wandb_client, "r:0:5")
     with wandb_server.faults.during("*", status=status):
         done = wandb_client.wandb("sync", folder)
     assert (done.returncode, synced(folder)) == (0, True)
@@ -89,19 +90,18 @@ def test_everything_refused_is_exit_0_and_marked_as_synced(
 def test_a_killed_run_is_synced_as_finished(wandb_server: WandbServer, wandb_client: WandbClient) -> None:
     process = wandb_client.start_python(
         """
-        import time, wandb
+        import signal, wandb
         run = wandb.init(project="p", id="r", mode="offline")
         for step in range(1000):
             run.log({"train/step": step, "padding": "-" * 100})
-        time.sleep(600)
+        signal.pause()
         """
     )
     written = "wandb/offline-run-*-r/run-r.wandb"
     wait_until(
         lambda: any(b"train/step" in path.read_bytes() for path in wandb_client.work.glob(written)), 60, "rows on disk"
     )
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    wandb_client.kill(process)
     (path,) = wandb_client.work.glob(written)
     assert wandb_client.wandb("sync", str(path.parent)).returncode == 0
     assert wandb_server.run("lab", "p", "r").state == "finished"
@@ -111,7 +111,7 @@ def test_a_killed_run_is_synced_as_finished(wandb_server: WandbServer, wandb_cli
 def test_beta_sync_pushes_several_runs_in_one_process_and_appends_a_second_time(
     wandb_server: WandbServer, wandb_client: WandbClient
 ) -> None:
-    folders = [record(wandb_client, name, 0, 10) for name in ("a", "b")]
+    folders = record(wandb_client, "a:0:10", "b:0:10")
     done = wandb_client.wandb("beta", "sync", "--no-skip-synced", *folders)
     assert done.returncode == 0, done.stdout
     for name in ("a", "b"):
@@ -125,7 +125,7 @@ def test_beta_sync_pushes_several_runs_in_one_process_and_appends_a_second_time(
 def test_a_file_without_a_record_is_passed_over(
     wandb_server: WandbServer, wandb_client: WandbClient, length: int
 ) -> None:
-    folders = [record(wandb_client, name, 0, 3) for name in ("a", "b")]
+    folders = record(wandb_client, "a:0:3", "b:0:3")
     (path,) = Path(folders[0]).glob("*.wandb")
     path.write_bytes(path.read_bytes()[:length])
     assert wandb_client.wandb("sync", *folders).returncode == 0
@@ -136,7 +136,7 @@ def test_a_file_without_a_record_is_passed_over(
 def test_sync_waits_while_the_server_fails_and_ends_when_it_is_back(
     wandb_server: WandbServer, wandb_client: WandbClient
 ) -> None:
-    folder = record(wandb_client, "r", 0, 5)
+    (folder,) = record(wandb_client, "r:0:5")
     fault = wandb_server.faults.add("UpsertBucket", status=500)
     process = wandb_client.start([sys.executable, "-m", "wandb", "sync", folder])
     wait_until(lambda: fault.hits >= 2, 60, "a second try")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 
 import pytest
 from support import wait_until
+
 from wandb_server import WandbClient, WandbServer
 
 pytestmark = pytest.mark.wandb
@@ -93,16 +93,14 @@ def test_a_run_that_is_being_preempted_shows_it(wandb_server: WandbServer, wandb
     """GIVEN a run that was killed while it was preempted WHEN it is resumed THEN it runs again."""
     process = wandb_client.start_python(
         """
-        import time, wandb
+        import signal, wandb
         run = wandb.init(project="p", id="r", resume="allow")
         run.mark_preempting()
-        time.sleep(600)
-        """,
-        WANDB__FILE_STREAM_TRANSMIT_INTERVAL="0.1",
+        signal.pause()
+        """
     )
     wait_until(lambda: [run.state for run in wandb_server.runs("lab", "p")] == ["preempting"], 60, "preempting")
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    wandb_client.kill(process)
     state = wandb_client.python(
         """
         import wandb
@@ -116,19 +114,9 @@ def test_a_run_that_is_being_preempted_shows_it(wandb_server: WandbServer, wandb
 def test_a_killed_run_shows_as_running_and_then_as_crashed(
     wandb_server: WandbServer, wandb_client: WandbClient
 ) -> None:
-    process = wandb_client.start_python(
-        """
-        import time, wandb
-        run = wandb.init(project="p", id="r")
-        run.log({"a": 1})
-        run.log({"a": 2})
-        time.sleep(600)
-        """,
-        WANDB__FILE_STREAM_TRANSMIT_INTERVAL="0.1",
-    )
-    wait_until(lambda: wandb_server.rows("lab", "p", "r"), 60, "the first row")
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process = wandb_client.start_python("import signal, wandb; wandb.init(project='p', id='r'); signal.pause()")
+    wait_until(lambda: wandb_server.count("file_stream"), 60, "the first sign of life")
+    wandb_client.kill(process)
     run = wandb_server.run("lab", "p", "r")
     assert run.state == "running"
     run.crash_after = 0.0

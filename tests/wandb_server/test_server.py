@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from support import wait_until
+
 from wandb_server import API_KEY, WandbServer
 
 VIEWER = {"query": "query Viewer { viewer { entity } }"}

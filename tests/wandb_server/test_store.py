@@ -8,6 +8,7 @@ import pytest
 import wandb.apis._generated.operations as api_operations
 import wandb.sdk.artifacts._generated.operations as artifact_operations
 from graphql import parse, validate
+
 from wandb_server.artifacts import SEQUENCE, Artifact, Collection
 from wandb_server.filters import matches, ordered
 from wandb_server.queries import connection, operation_name, schema

@@ -12,20 +12,24 @@ from typing import Any, Literal
 
 from tracking.identity import Identity
 from tracking.journal import Config, End, Event, Metadata, Row
+from tracking.labels import Labels
 
 PREEMPTED_EXIT_CODE = 143
+
+# W&B's own bound is 90 s; the journal waits, and a fresh attempt costs nothing.
+_INIT_TIMEOUT_S = 30
 
 SyncMode = Literal["online", "offline"]
 
 
-def open_run(identity: Identity, *, mode: SyncMode, directory: Path, tags: Iterable[str] = ()) -> Any:
+def open_run(identity: Identity, labels: Labels, *, mode: SyncMode, directory: Path) -> Any:
     """Opens the W&B run of a journal.
 
     Args:
         identity: Which run.
+        labels: Tags, group, job type and notes.
         mode: `offline` writes a folder that holds the run from row 0; `online` continues what the server has.
         directory: Where W&B makes its `wandb` folder; it must be writable, or W&B would silently use `/tmp`.
-        tags: W&B tags.
 
     Returns:
         A `wandb.Run`.
@@ -40,6 +44,7 @@ def open_run(identity: Identity, *, mode: SyncMode, directory: Path, tags: Itera
         console="off",
         disable_code=True,
         disable_git=True,
+        init_timeout=_INIT_TIMEOUT_S,
         save_code=False,
         silent=True,
         x_disable_meta=True,
@@ -51,7 +56,10 @@ def open_run(identity: Identity, *, mode: SyncMode, directory: Path, tags: Itera
         name=identity.run_name,
         project=identity.project,
         entity=identity.entity,
-        tags=list(tags),
+        tags=list(labels.tags),
+        group=labels.group,
+        job_type=labels.job_type,
+        notes=labels.notes,
         mode=mode,
         dir=directory,
         # An offline folder begins at row 0: with "allow", a second upload of it would append instead of replace.

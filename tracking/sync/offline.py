@@ -21,6 +21,41 @@ from pathlib import Path
 
 from tracking.errors import UserError
 from tracking.files import fsync_dir
+from tracking.identity import Identity
+from tracking.journal import End
+from tracking.labels import Labels
+from tracking.sync.engine import Replay, close_run, open_run
+from tracking.sync.view import Shown
+
+
+class OfflineView:
+    """A journal in W&B's offline folder, from row 0."""
+
+    url: str | None = None
+
+    def __init__(self, identity: Identity, labels: Labels, wandb_dir: Path) -> None:
+        """Opens the run in a folder that nobody uploads yet.
+
+        Raises:
+            UserError: The folder cannot be written.
+        """
+        self._identity = identity
+        self._wandb_dir = wandb_dir
+        self._building = make_building_folder(wandb_dir, identity.run_id)
+        self.replay = Replay(open_run(identity, labels, mode="offline", directory=self._building))
+
+    def check(self) -> None:
+        """A folder takes everything."""
+
+    def close(self, end: End | None) -> Shown:
+        """Ends the run and publishes its folder."""
+        close_run(self.replay.run, end)
+        return Shown(folder=publish(self._building, self._wandb_dir, self._identity.run_id))
+
+    def abandon(self) -> None:
+        """Ends the run and removes its folder: the successor writes all of it."""
+        self.replay.run.finish(exit_code=1)
+        shutil.rmtree(self._building, ignore_errors=True)
 
 
 def make_building_folder(wandb_dir: Path, run_id: str) -> Path:
@@ -59,11 +94,17 @@ def publish(building: Path, wandb_dir: Path, run_id: str) -> Path:
     made = _run_folders(building / "wandb", run_id)[-1]
     # The new one first: were this the last act, both would be uploaded in order, and the new one holds everything.
     target = _move(made, wandb_dir / "wandb")
-    for folder in earlier:
-        _move(folder, wandb_dir / "wandb" / "superseded")
-    fsync_dir(wandb_dir / "wandb")
+    supersede(earlier, wandb_dir)
     discard(wandb_dir, run_id)
     return target
+
+
+def supersede(folders: list[Path], wandb_dir: Path) -> None:
+    """Moves folders out of the documented pattern, because something holds all that they hold."""
+    for folder in folders:
+        _move(folder, wandb_dir / "wandb" / "superseded")
+    if (wandb_dir / "wandb").exists():
+        fsync_dir(wandb_dir / "wandb")
 
 
 def published(wandb_dir: Path, run_id: str) -> list[Path]:

@@ -21,8 +21,10 @@ class SyncStatus:
         mode: `online` or `offline`.
         state: `replaced` when a later segment of the run began, which has a child of its own.
         rows: How many rows of the run W&B has been given.
+        confirmed: How many rows the server said it has, at the end of an online segment.
         folder: W&B's offline folder, once it is published.
-        error: The last fault, in one line.
+        url: The run's page.
+        error: The last fault in one line; in an offline child, why the rows do not go to the server.
         time: When this was written, seconds since the epoch.
     """
 
@@ -30,7 +32,9 @@ class SyncStatus:
     mode: str
     state: State
     rows: int = 0
+    confirmed: int | None = None
     folder: str | None = None
+    url: str | None = None
     error: str | None = None
     time: float = field(default_factory=time.time)
 

@@ -1,0 +1,234 @@
+"""One segment of a run while it is being recorded: the journal, and the child that shows it to W&B."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tracking.errors import UserError
+from tracking.identity import Identity, claim_identity
+from tracking.journal import Journal, JournalWriter, read_journal
+from tracking.journal.known import KnownPairs
+from tracking.journal.lines import State
+from tracking.labels import Labels
+from tracking.metadata import get_metadata, slurm_facts
+from tracking.mode import Mode
+from tracking.sync.offline import sync_command
+from tracking.sync.process import SyncProcess
+from tracking.sync.status import SyncStatus, read_status
+from tracking.sync.task import Task
+from tracking.values import Scalar
+
+# The longest that training is ever held: for the first answer of W&B's server.
+_VERDICT_S = 3.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a segment is to be.
+
+    Attributes:
+        run_dir: The run folder.
+        wandb_dir: The folder that holds W&B's `wandb`.
+        mode: What is wanted.
+        run_id: The run to continue, or None for the one that the folder holds.
+        run_name: Display name of a new run.
+        project: W&B project of a new run.
+        entity: W&B entity of a new run.
+        labels: Tags, group, job type and notes.
+        config: The configuration, plain and without secrets.
+        resumed_step: The training step of the checkpoint that the segment continues from.
+        finish_timeout: Seconds that the end waits for the child at most.
+    """
+
+    run_dir: Path
+    wandb_dir: Path
+    mode: Mode
+    run_id: str | None
+    run_name: str
+    project: str
+    entity: str | None
+    labels: Labels
+    config: dict[str, Any]
+    resumed_step: int | None
+    finish_timeout: float
+
+
+class Recording:
+    """A segment that is being recorded.
+
+    Attributes:
+        identity: The run.
+        run_dir: The run folder.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        """Begins the segment: writes its first lines and starts the child.
+
+        Raises:
+            UserError: The folder holds another run than asked for, or it cannot be written.
+        """
+        deadline = time.monotonic() + _VERDICT_S
+        self.run_dir = plan.run_dir
+        self._plan = plan
+        try:
+            plan.run_dir.mkdir(parents=True, exist_ok=True)
+            self.identity: Identity = claim_identity(
+                plan.run_dir, plan.run_id, plan.run_name, plan.project, plan.entity
+            )
+            journal = read_journal(plan.run_dir)
+            self._writer = JournalWriter.begin(
+                plan.run_dir,
+                self.identity.run_id,
+                journal,
+                job=slurm_facts(),
+                resumed_step=plan.resumed_step,
+                labels=plan.labels,
+            )
+        except OSError as error:
+            raise UserError(
+                f"the run folder {plan.run_dir} cannot be written: {error.strerror}\n"
+                "  next: give a folder of yours as run_dir, or free space there"
+            ) from error
+        self._known: KnownPairs | None = KnownPairs(journal.rows) if journal.rows else None
+        self._child = self._start_child()
+        # The server is asked meanwhile.
+        self._write_beginning(journal)
+        self._offline: bool | None = True if plan.mode == "offline" else None
+        self._announce(deadline)
+
+    def row(self, step: int, data: Mapping[str, Scalar]) -> None:
+        """Records a row, without what an earlier segment recorded for that step."""
+        if self._known is not None:
+            data = self._leave_out_known(self._known, step, data)
+        if data:
+            self._writer.row(step, data)
+
+    def config(self, config: Mapping[str, Any]) -> None:
+        """Records a configuration, merged over the earlier ones."""
+        self._writer.config(config)
+
+    def is_offline(self) -> bool:
+        """True when W&B gets this segment from an offline folder."""
+        if self._offline is None:
+            status = self._status()
+            self._offline = status.mode == "offline" if status is not None else None
+        return bool(self._offline)
+
+    def url(self) -> str | None:
+        """The run's page on the server; None offline and until the server has named it."""
+        status = self._status()
+        return status.url if status is not None else None
+
+    def flush(self) -> bool:
+        """Makes every row durable.
+
+        Returns:
+            False when another process has taken the run over: the recording is then closed.
+        """
+        if (successor := self._writer.replaced_by()) is not None:
+            say(f"Another process continues this run ({successor.name}): this one stops recording.")
+            self._writer.close()
+            return False
+        self._writer.flush()
+        return True
+
+    def finish(self, state: State, exit_code: int) -> None:
+        """Ends the segment and waits, within the plan's bound, until W&B has it."""
+        if self._known is not None:
+            _report_skipped(self._known)
+        self._writer.end(state, exit_code)
+        self._writer.close()
+        rows = self._writer.next_row
+        if self._child is None:
+            say(f"{rows} rows in {self.run_dir}.")
+            return
+        code = self._child.wait(self._plan.finish_timeout)
+        self._report_end(code, self._status(), rows)
+
+    def _start_child(self) -> SyncProcess | None:
+        task = Task(
+            run_dir=self.run_dir,
+            wandb_dir=self._plan.wandb_dir,
+            mode="probe" if self._plan.mode == "online" else "offline",
+            segment=self._writer.segment,
+            finish_timeout=self._plan.finish_timeout,
+        )
+        try:
+            return SyncProcess(task)
+        except OSError as error:
+            say(f"W&B's process cannot be started ({error.strerror}). Training goes on; the journal holds all rows.")
+            return None
+
+    def _write_beginning(self, journal: Journal) -> None:
+        for problem in journal.problems:
+            say(f"journal: {problem}")
+        if self._plan.config and self._plan.config != journal.config:
+            self._writer.config(self._plan.config)
+        self._writer.metadata(get_metadata())
+        if journal.segments:
+            say(f"Run {self.identity.run_id} continues: segment {self._writer.segment}, {journal.next_row} rows.")
+
+    def _announce(self, deadline: float) -> None:
+        if self._child is None:
+            return
+        if self._plan.mode == "online":
+            verdict = self._child.verdict(deadline)
+            if verdict is None:
+                say(f"W&B has not answered within {_VERDICT_S:g} s; training goes on. See {self._child.log}.")
+                return
+            self._offline = verdict.mode == "offline"
+            if not self._offline:
+                say(f"Online: run {self.identity.run_id} at {verdict.base_url}")
+                return
+            say(f"{verdict.reason}.")
+        say("Offline mode. Run 'wandb sync' to upload later.")
+        self._print_command()
+
+    def _report_end(self, code: int | None, status: SyncStatus | None, rows: int) -> None:
+        assert self._child is not None
+        if status is None or status.segment != self._writer.segment:
+            status = SyncStatus(self._writer.segment, self._plan.mode, "failed")
+        if code is None:
+            say(
+                f"W&B has {status.rows} of {rows} rows after {self._plan.finish_timeout:g} s; all are in "
+                f"{self.run_dir}. See {self._child.log}."
+            )
+        elif code != 0:
+            say(f"W&B's folder was not written ({status.error}). All {rows} rows are in {self.run_dir}.")
+        elif status.mode == "online":
+            say(f"{rows} rows at {status.url}")
+        else:
+            if status.error and self._offline is False:
+                say(f"The server did not take the run: {status.error}. An offline folder has all of it:")
+                self._print_command()
+            say(f"{rows} rows in {status.folder}")
+
+    def _print_command(self) -> None:
+        print(f"  {sync_command(self._plan.wandb_dir, self.identity.run_id)}", flush=True)
+
+    def _status(self) -> SyncStatus | None:
+        status = read_status(self.run_dir)
+        return status if status is not None and status.segment == self._writer.segment else None
+
+    def _leave_out_known(self, known: KnownPairs, step: int, data: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
+        if step <= known.last_step:
+            return known.fresh(step, data)
+        _report_skipped(known)
+        self._known = None
+        return data
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Prints a line to the user, on stderr for what should not have happened."""
+    print(f"[ExperimentTracker] {text}", file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def _report_skipped(known: KnownPairs) -> None:
+    if known.skipped:
+        skipped = f"{known.skipped} values up to step {known.last_step}"
+        say(f"{skipped} were in the journal already and were not logged again.")

@@ -1,0 +1,104 @@
+"""Asking W&B's server, once and quickly, whether it takes this run."""
+
+from __future__ import annotations
+
+import netrc
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tracking.sync.bounded import bounded
+from tracking.sync.engine import SyncMode
+
+PROBE_SECONDS = 2.0
+
+_QUERY = {"query": "query Viewer { viewer { id entity } }"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the probe found.
+
+    Attributes:
+        mode: `online` when the server answered and took the key.
+        reason: Why not, in one sentence; empty when online.
+        base_url: The server that was asked.
+    """
+
+    mode: SyncMode
+    reason: str
+    base_url: str
+
+
+def probe(seconds: float = PROBE_SECONDS) -> Verdict:
+    """Sends one authenticated question to the server that wandb's settings name, through the proxies that they name.
+
+    Args:
+        seconds: How long name lookup, connection and answer may take together.
+    """
+    import wandb
+
+    settings = wandb.setup().settings
+    url = settings.base_url
+    key = _key(settings)
+    if key is None and not settings.identity_token_file:
+        return Verdict("offline", f"there is no API key for {url} (WANDB_API_KEY, or `wandb login`)", url)
+    try:
+        # A name server that does not answer holds a lookup for longer than any timeout of a request.
+        reason = bounded(lambda: _ask(settings, key, seconds), seconds)
+    except TimeoutError:
+        reason = f"{url} did not answer within {seconds:g} s"
+    return Verdict("offline" if reason else "online", reason, url)
+
+
+def _ask(settings: Any, key: str | None, seconds: float) -> str:
+    """Returns why the server cannot be used, or nothing."""
+    import requests
+
+    url = settings.base_url
+    proxies = {"http": settings.http_proxy, "https": settings.https_proxy}
+    try:
+        answer = requests.post(
+            f"{url.rstrip('/')}/graphql",
+            json=_QUERY,
+            auth=("api", key) if key else None,
+            proxies={scheme: proxy for scheme, proxy in proxies.items() if proxy},
+            timeout=seconds,
+            verify=not settings.insecure_disable_ssl,
+        )
+        if answer.status_code in (401, 403):
+            return f"{url} refused the API key ({answer.status_code})"
+        if answer.status_code != 200:
+            return f"{url} answers with status {answer.status_code}"
+        viewer = (answer.json().get("data") or {}).get("viewer")
+    except requests.Timeout:
+        return f"{url} did not answer within {seconds:g} s"
+    except requests.exceptions.JSONDecodeError:
+        return f"what answers at {url} is not W&B"
+    except requests.RequestException as error:
+        return f"{url} cannot be reached: {_cause(error)}"
+    return f"{url} does not know the API key" if viewer is None and key else ""
+
+
+def _key(settings: Any) -> str | None:
+    if settings.api_key:
+        return str(settings.api_key)
+    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    try:
+        # W&B enters a server with its port, which other readers of the file leave out.
+        found = netrc.netrc(path).authenticators(urlsplit(settings.base_url).netloc)
+    except (OSError, netrc.NetrcParseError):
+        return None
+    return found[2] if found else None
+
+
+def _cause(error: BaseException) -> str:
+    """The operating system's words where an error has them, else its kind."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return type(error).__name__
