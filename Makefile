@@ -16,11 +16,10 @@ lint: setup
 test: lint
 	.venv/bin/python -m pytest
 
-# Pins every package; environment.yml repeats the result for conda (a test keeps the two equal).
+# Pins every package; environment.yml installs the same lock (a test holds that).
 lock:
 	uv pip compile -q --python-version 3.11 --extra dev --no-annotate --no-header --no-emit-index-url \
 	    pyproject.toml -o requirements.lock
-	@.venv/bin/python -m tests.conda_environment
 
 clean:
 	rm -rf .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from wandb_file import read_offline_run
-
 from tracking import read_journal
+
+from wandb_file import read_offline_run
 
 TAGS = {"model": "act", "dataset": "lift", "objective": "bc", "experiment_group": "demo"}
 

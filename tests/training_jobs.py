@@ -10,11 +10,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from support import wait_until
-
 from launch.lab import Lab
 from tracking import Journal, read_journal
 from tracking.files import read_json
+
+from support import wait_until
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = [sys.executable, "-m", "launch.submit"]

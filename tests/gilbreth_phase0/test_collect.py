@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import wait_until
 
 from gilbreth_phase0 import collect
 from gilbreth_phase0.arguments import parse
@@ -19,6 +18,8 @@ from gilbreth_phase0.environments import EnvironmentArguments
 from gilbreth_phase0.rollout import Episode
 from tracking.errors import UserError
 from tracking.files import read_json
+
+from support import wait_until
 
 COLUMNS = ("observation.state", "observation.environment_state", "action")
 

@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import wait_until
-from training_jobs import BcRun, submit_bc
-from wandb_file import read_offline_run
 
 from launch.lab import Lab
 from tracking import checkpoints
+
+from support import wait_until
+from training_jobs import BcRun, submit_bc
+from wandb_file import read_offline_run
 
 pytestmark = [pytest.mark.slurm, pytest.mark.train, pytest.mark.sim, pytest.mark.timeout(900)]
 

@@ -13,9 +13,10 @@ from itertools import count, islice
 
 import psutil
 import pytest
-from support import wait_until
 
 from gilbreth_phase0.workers import ordered_map
+
+from support import wait_until
 
 DOUBLE = partial(partial, operator.mul, 2)
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support import free_port, wait_until
 
 from launch.lab import Lab, LabFailed, configuration, daemons, processes
 from launch.lab import settings as lab_settings
@@ -23,6 +22,8 @@ from launch.lab.installation import Installation
 from launch.lab.packages import Programs
 from launch.lab.settings import Settings
 from tracking.errors import UserError
+
+from support import free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
 

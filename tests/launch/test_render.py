@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launch_jobs import make_spec
 
 from launch.config import ROOT
 from launch.render import batch_script, foreign_variables, local_python, sbatch_quote, slurm_time
 from launch.spec import JobSpec
 from tracking.errors import UserError
+
+from launch_jobs import make_spec
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launch_jobs import PROGRAMS
-from support import wait_until
 
 from launch.config import ROOT, Config, resolve
 from launch.follow import follow, slurm_state
@@ -23,6 +21,9 @@ from launch.submission import Submitted, submit
 from launch.submit import end_with, report
 from launch.task import StageTask
 from tracking.errors import UserError
+
+from launch_jobs import PROGRAMS
+from support import wait_until
 
 Prepare = Callable[..., tuple[Config, JobSpec]]
 SECRET = "s3cret-key-of-the-user"

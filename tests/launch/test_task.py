@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from launch_jobs import PROGRAMS
 
 from launch.config import ROOT
 from launch.task import StageTask
+
+from launch_jobs import PROGRAMS
 
 
 def run(task: StageTask, tmp_path: Path) -> subprocess.CompletedProcess[str]:

@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tracking import ExperimentTracker, read_journal
+from tracking.mode import decide_mode
+from tracking.sync.status import read_status
+
 from runs import TAGS, history_of, offline_folders, rows_of, without_runtime
 from support import free_port, wait_until
 from wandb_file import read_offline_run
 from wandb_server import WandbServer
 from wandb_server.fixture import wandb_server
-
-from tracking import ExperimentTracker, read_journal
-from tracking.mode import decide_mode
-from tracking.sync.status import read_status
 
 __all__ = ["wandb_server"]
 

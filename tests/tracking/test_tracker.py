@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import TAGS, history_of, offline_folders, rows_of
-from support import wait_until
-from wandb_file import read_offline_run
 
 from tracking import ExperimentTracker, UserError, read_journal
 from tracking.sync.status import read_status
+
+from runs import TAGS, history_of, offline_folders, rows_of
+from support import wait_until
+from wandb_file import read_offline_run
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from support import wait_until
 
+from support import wait_until
 from wandb_server import WandbClient, WandbServer
 
 pytestmark = pytest.mark.wandb

@@ -6,8 +6,8 @@ import json
 import math
 
 import pytest
-from support import wait_until
 
+from support import wait_until
 from wandb_server import WandbClient, WandbServer
 
 pytestmark = pytest.mark.wandb

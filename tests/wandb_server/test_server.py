@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import wait_until
 
+from support import wait_until
 from wandb_server import API_KEY, WandbServer
 
 VIEWER = {"query": "query Viewer { viewer { entity } }"}
