@@ -10,6 +10,10 @@ import pytest
 
 from launch.lab import Lab
 
+from wandb_server.fixture import wandb_client, wandb_server
+
+__all__ = ["wandb_client", "wandb_server"]
+
 
 @pytest.fixture(params=["plain", "sp ace", "quo'te", 'dou"ble', "'; echo foo", "new\nline"])
 def weird_tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
