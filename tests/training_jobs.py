@@ -49,8 +49,14 @@ class BcRun:
 
     def wait_until_done(self, timeout: float = 300) -> None:
         """Waits for the done record, then for Slurm to agree that the job is over."""
-        self._wait((self.run_dir / "done.json").is_file, timeout, "the done record")
+        self._wait(self._done, timeout, "the done record")
         self._wait(lambda: self.state() == "COMPLETED", 60, "the job's end")
+
+    def _done(self) -> bool:
+        over = self.state() in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+        done = (self.run_dir / "done.json").is_file()  # asked last: the job may have ended meanwhile
+        assert done or not over, "the job is over"
+        return done
 
     def _wait(self, predicate, timeout: float, what: str) -> None:
         try:
