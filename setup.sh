@@ -16,6 +16,7 @@ readonly system_packages=(
     libosmesa6:lib:libOSMesa.so      # robosuite renders with it where there is no GPU
     libegl1:lib:libEGL.so            # … and with this one where there is
     libgl1:lib:libGL.so.1            # opencv
+    chromium:chromium                # the tests look at the report's page in it
 )
 
 python=${PYTHON:-$(command -v python3.11 || command -v python3 || true)}
@@ -64,6 +65,11 @@ main() {
     if [ -z "$python" ] || ! "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
         say "Python 3.11 is needed (LeRobot 0.4.4 and its pins); found: ${python:-none}"
         say "install it, or name it: PYTHON=/path/to/python3.11 make"
+        exit 2
+    fi
+    if [[ $PWD =~ [[:space:]] ]]; then
+        say "this folder's path has a space in it, and PyTorch cannot link extensions there: $PWD"
+        say "move the project to a path without spaces; runs and data may be anywhere"
         exit 2
     fi
     local made_from

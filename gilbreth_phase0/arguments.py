@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -39,6 +41,23 @@ def parse(model: type[Arguments], values: dict[str, Any]) -> Arguments:
         raise UserError("\n  ".join(lines)) from None
 
 
+@contextmanager
+def marked_refusal(run_dir: Path | None) -> Iterator[None]:
+    """Leaves the file `refused` in an existing run folder when input is refused, and lets the error pass.
+
+    Where one rank refuses, srun kills the others and returns their 137: the batch script reads the refusal from the
+    file. `launch.task` leaves it for the programs that submitit starts, whatever they are; this is for those that a
+    batch script starts itself.
+    """
+    try:
+        yield
+    except UserError as error:
+        if error.exit_code == UserError.exit_code and run_dir is not None:
+            with suppress(OSError):  # a folder that is not there or cannot be written may be what is refused
+                (run_dir / "refused").touch()
+        raise
+
+
 def command(model: type[Arguments], main: Callable[[Arguments], None]) -> typer.Typer:
     """Makes the command line of a stage program: a field `batch_size` is the flag `--batch-size`.
 
@@ -48,7 +67,7 @@ def command(model: type[Arguments], main: Callable[[Arguments], None]) -> typer.
     """
 
     def run(**given: Any) -> None:
-        with exit_on_user_error():
+        with exit_on_user_error(), marked_refusal(given.get("run_dir")):
             main(parse(model, given))
 
     parameters = []

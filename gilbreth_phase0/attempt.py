@@ -18,7 +18,7 @@ import typer
 
 from tracking.checkpoints import newest_step
 from tracking.files import read_json, write_json
-from tracking.ownership import AttemptKey
+from tracking.ownership import AttemptKey, OwnershipLostError, owner_of
 
 REFUSED_EXIT_CODE = 2
 """Refused input: no requeue can mend it."""
@@ -86,6 +86,8 @@ def decide(run_dir: Path, exit_code: int, key: AttemptKey, max_attempts: int, ca
         outcome, reason = Outcome.END, "the input was refused (exit code 2); see the error above"
     elif cancelled:
         outcome, reason = Outcome.END, "the job was cancelled"
+    elif exit_code == OwnershipLostError.exit_code or _was_succeeded(run_dir, key):
+        outcome, reason = Outcome.END, "a later attempt has taken the run"
     elif own is not None:
         outcome, reason = Outcome.END, "this attempt has been requeued already"
     elif len(earlier) + 1 >= max_attempts:
@@ -95,6 +97,11 @@ def decide(run_dir: Path, exit_code: int, key: AttemptKey, max_attempts: int, ca
     else:
         outcome, reason = Outcome.REQUEUE, f"exit code {exit_code}, newest checkpoint at step {step}"
     return AttemptRecord(str(key), exit_code, step, outcome, reason, time.time())
+
+
+def _was_succeeded(run_dir: Path, key: AttemptKey) -> bool:
+    owner = owner_of(run_dir)
+    return owner is not None and owner.job_id == key.job_id and owner.restart_count > key.restart_count
 
 
 def read_attempts(run_dir: Path) -> list[AttemptRecord]:

@@ -149,23 +149,17 @@ class Checkpointer:
         temporary = self._folder / tag
         records = checkpoints.record_files(temporary, checkpoints.files_of_rank(temporary, self._job.ranks.rank))
         gathered = self._job.gathered(records)
-        fault = None
-        if self._job.owner is not None:
-            manifest = Manifest(
-                step=step,
-                world_size=self._job.ranks.world_size,
-                zero_stage=self._engine.zero_optimization_stage(),
-                run_id=run_id,
-                git_commit=git_commit,
-                files={name: record for share in gathered for name, record in share.items()},
-            )
-            try:
-                checkpoints.commit(self._folder, tag, manifest, before_rename=self._job.owner.check)
-            except Exception as error:  # noqa: BLE001 - handed to all ranks, or they would wait for this one
-                fault = error
-        fault = self._job.agreed(fault)
-        if fault is not None:
-            raise fault
+        manifest = Manifest(
+            step=step,
+            world_size=self._job.ranks.world_size,
+            zero_stage=self._engine.zero_optimization_stage(),
+            run_id=run_id,
+            git_commit=git_commit,
+            files={name: record for share in gathered for name, record in share.items()},
+        )
+        self._job.on_main(
+            lambda: checkpoints.commit(self._folder, tag, manifest, before_rename=self._job.check_ownership)
+        )
         return time.monotonic() - start
 
     def restore(self) -> Restored:
@@ -176,16 +170,9 @@ class Checkpointer:
 
         Raises:
             NoWholeCheckpointError: There are checkpoints and none is whole.
+            OtherLayoutError: It was saved by another number of ranks or ZeRO stage.
         """
-        choice: Any = None
-        if self._job.ranks.is_main:
-            try:
-                choice = checkpoints.newest_whole(self._folder, say=self._job.say)
-            except checkpoints.NoWholeCheckpointError as error:
-                choice = error
-        choice = self._job.agreed(choice)
-        if isinstance(choice, Exception):
-            raise choice
+        choice = self._job.on_main(lambda: checkpoints.newest_whole(self._folder, say=self._job.say))
         if choice is None:
             return Restored()
         checkpoint, manifest = choice

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gilbreth_phase0.ranks import Ranks, choose_device, initialise
 from gilbreth_phase0.run_folder import make_run_folder
@@ -13,6 +14,8 @@ from tracking.ownership import Owner
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,15 @@ class Job:
         if self.ranks.is_main:
             print(line, flush=True)
 
+    def check_ownership(self) -> None:
+        """Makes sure that this attempt may still write; only rank 0 holds the run, the others pass.
+
+        Raises:
+            OwnershipLostError: A later attempt has claimed the run.
+        """
+        if self.owner is not None:
+            self.owner.check()
+
     def agreed(self, value: Any) -> Any:
         """Returns rank 0's value on every rank; every rank must call it."""
         if self.control is None:
@@ -70,6 +82,24 @@ class Job:
         values = [value]
         dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
+
+    def on_main(self, action: Callable[[], Value]) -> Value:
+        """Does something on rank 0 alone and returns its value on every rank; every rank must call it.
+
+        Raises:
+            Exception: What rank 0 raised, on every rank: the others would wait for it in their next collective call.
+        """
+        value: Any = None
+        fault: Exception | None = None
+        if self.ranks.is_main:
+            try:
+                value = action()
+            except Exception as error:  # noqa: BLE001 - raised again below
+                fault = error
+        value, fault = self.agreed((value, fault))
+        if fault is not None:
+            raise fault
+        return value  # type: ignore[no-any-return]
 
     def gathered(self, value: Any) -> list[Any]:
         """Returns every rank's value, in the order of the ranks; every rank must call it."""

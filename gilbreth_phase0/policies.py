@@ -6,7 +6,9 @@ with the environment's arguments beside it.
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +54,7 @@ class Policy:
         return self.model.config
 
 
-def make_config(policy: str, device: str, **settings: Any) -> PreTrainedConfig:
+def make_config(policy: str, device: str, /, **settings: Any) -> PreTrainedConfig:
     """Makes LeRobot's configuration of a policy.
 
     Args:
@@ -119,8 +121,9 @@ def save_bundle(
         environment: What the demonstrations were recorded in; evaluation rebuilds it from here.
         bundle: Where; an earlier bundle there is replaced.
     """
-    temporary = bundle.with_name(f".{bundle.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, replaced = (bundle.with_name(f".{bundle.name}.{suffix}") for suffix in ("tmp", "old"))
+    for leftover in (temporary, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
     # A fresh model: the trained one's parameters are views into DeepSpeed's buffers, or shards of them.
     model = type(policy.model)(policy.config)
     model.load_state_dict(weights, strict=True)
@@ -132,9 +135,19 @@ def save_bundle(
         fsync_file(path)
     fsync_dir(temporary)
     if bundle.exists():
-        shutil.rmtree(bundle)
+        bundle.rename(replaced)
     temporary.rename(bundle)
     fsync_dir(bundle.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _needed_files(bundle: Path) -> Iterator[str]:
+    yield from ("config.json", "model.safetensors")
+    for processor in ("policy_preprocessor.json", "policy_postprocessor.json"):
+        yield processor
+        # The names of these files hold the step's number, which differs between policies.
+        steps = json.loads((bundle / processor).read_text())["steps"]
+        yield from (step["state_file"] for step in steps if "state_file" in step)
 
 
 def load_bundle(bundle: Path, device: str = "cpu") -> Policy:
@@ -143,7 +156,7 @@ def load_bundle(bundle: Path, device: str = "cpu") -> Policy:
     Raises:
         UserError: The folder is not a bundle; the message names what is missing.
     """
-    for name in ("config.json", "model.safetensors", "policy_preprocessor.json", "policy_postprocessor.json"):
+    for name in _needed_files(bundle):
         if not (bundle / name).is_file():
             raise UserError(
                 f"{bundle} is not a policy bundle: {name} is missing."

@@ -7,12 +7,16 @@ import os
 import re
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gilbreth_phase0.stop import signals_held_back
 from tracking.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,6 +27,7 @@ _FIRST_PORT, _PORTS = 20000, 12000
 _PORT_TRIES = 16
 _ATTEMPT = ("CLUSTER_NAME", "JOB_ID", "RESTART_COUNT")
 _RENDEZVOUS_SECONDS = 300.0
+_ANSWER_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -98,52 +103,59 @@ def ports(job: str) -> Iterator[int]:
 def meet(ranks: Ranks) -> Store:
     """Brings the ranks of a job together on a store that rank 0 serves.
 
-    Rank 0 takes the first free port of `ports(job)`; the others look for it there and recognise it by the job's
-    name in it, so that a port that someone else holds is only passed over.
+    Rank 0 listens on the first free port of `ports(job)` and tells whoever connects the job's name and the store's
+    port. The others look for it there, so that a port that someone else holds, whatever it answers, is only passed
+    over. The store itself is asked for nothing before that: its client waits for an answer without an end.
 
     Raises:
         UserError: No port was free, or rank 0 was not found in five minutes.
     """
-    return _serve(ranks) if ranks.is_main else _find(ranks)
-
-
-def _serve(ranks: Ranks) -> Store:
     import torch.distributed as dist
 
+    timeout = timedelta(seconds=_RENDEZVOUS_SECONDS)
+    if ranks.is_main:
+        listener = _listen(ranks)
+        store = dist.TCPStore(ranks.host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+        threading.Thread(target=_tell, args=(listener, _greeting(ranks.job, store.port)), daemon=True).start()
+    else:
+        store = dist.TCPStore(ranks.host, _find(ranks), is_master=False, timeout=timeout)
+    return dist.PrefixStore(ranks.job, store)
+
+
+def _listen(ranks: Ranks) -> socket.socket:
     for port in ports(ranks.job):
         try:
-            store = dist.TCPStore(
-                ranks.host,
-                port,
-                ranks.world_size,
-                is_master=True,
-                wait_for_workers=False,
-                timeout=timedelta(seconds=_RENDEZVOUS_SECONDS),
-            )
-        except (RuntimeError, dist.DistNetworkError):
+            return socket.create_server(("", port))
+        except OSError:
             print(f"rendezvous: port {port} is taken, trying the next", flush=True)
-            continue
-        store.set(ranks.job, "here")
-        return dist.PrefixStore(ranks.job, store)
     raise UserError(f"none of {_PORT_TRIES} ports on {ranks.host} was free for the rendezvous; requeue the job")
 
 
-def _find(ranks: Ranks) -> Store:
-    import torch.distributed as dist
+def _tell(listener: socket.socket, greeting: bytes) -> None:
+    """Greets whoever connects, for as long as the process lives: ranks may come late, and strangers too."""
+    while True:
+        with suppress(OSError), listener.accept()[0] as caller:
+            caller.sendall(greeting)
 
+
+def _greeting(job: str, port: int) -> bytes:
+    return f"{hashlib.sha256(job.encode()).hexdigest()} {port:05d}".encode()
+
+
+def _find(ranks: Ranks) -> int:
+    """Looks for rank 0 and returns the port of its store."""
+    expected = _greeting(ranks.job, 0)
     deadline = time.monotonic() + _RENDEZVOUS_SECONDS
     while time.monotonic() < deadline:
         for port in ports(ranks.job):
             try:
-                # A plain look first: TCPStore fills the log when nobody listens yet.
-                socket.create_connection((ranks.host, port), timeout=2).close()
-                store = dist.TCPStore(ranks.host, port, is_master=False, timeout=timedelta(seconds=2))
-                if not store.check([ranks.job]):
-                    continue
-            except (OSError, RuntimeError, dist.DistError):
+                with socket.create_connection((ranks.host, port), timeout=_ANSWER_SECONDS) as connection:
+                    greeting = connection.recv(len(expected))
+            except OSError:
                 continue
-            store.set_timeout(timedelta(seconds=_RENDEZVOUS_SECONDS))
-            return dist.PrefixStore(ranks.job, store)
+            name, _, store = greeting.partition(b" ")
+            if len(greeting) == len(expected) and expected.startswith(name + b" "):
+                return int(store)
         time.sleep(0.2)
     raise UserError(
         f"rank {ranks.rank} did not find rank 0 on {ranks.host} in {_RENDEZVOUS_SECONDS:.0f} s;"
@@ -170,6 +182,7 @@ def choose_device(asked: str) -> str:
     device = "cuda" if available and asked in ("auto", "cuda") else "cpu"
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+    keep_extensions_here()
     return device
 
 
@@ -191,11 +204,23 @@ def initialise(ranks: Ranks, device: str) -> None:
     )
     import deepspeed
 
-    deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
+    with signals_held_back():  # on CPUs a compiler may run in here
+        deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
+
+
+def keep_extensions_here() -> None:
+    """Keeps what DeepSpeed compiles inside this Python environment, where that can be written.
+
+    PyTorch's default is one folder in the home. Two checkouts that share it compile the same extension from different
+    paths, and each deletes the other's while jobs load it.
+    """
+    if os.access(sys.prefix, os.W_OK):
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 
 
 def compile_extensions() -> None:
     """Compiles what DeepSpeed would compile at its first use on CPUs (shared-memory communication, half a minute)."""
+    keep_extensions_here()
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
     ShareMemCommBuilder().load(verbose=False)

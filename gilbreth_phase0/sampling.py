@@ -42,6 +42,22 @@ class BatchPlan:
         return np.random.default_rng((self.seed, epoch)).permutation(self.samples)
 
 
+def micro_batch_size(batch_size: int, world_size: int, gradient_accumulation: int) -> int:
+    """Shares the samples of a step out over the ranks and their micro-batches.
+
+    Raises:
+        UserError: It does not come out even; the message has a batch size that does.
+    """
+    shares = world_size * gradient_accumulation
+    if batch_size % shares:
+        raise UserError(
+            f"--batch-size {batch_size} cannot be shared by {world_size} ranks with"
+            f" {gradient_accumulation} micro-batches each; expected a multiple of {shares},"
+            f" for example {-(-batch_size // shares) * shares}"
+        )
+    return batch_size // shares
+
+
 class ShardedBatches:
     """The micro-batches of one rank, from one step to another; a `batch_sampler` for PyTorch's DataLoader.
 
@@ -67,14 +83,7 @@ class ShardedBatches:
         first_step: int = 0,
         last_step: int,
     ) -> None:
-        shares = world_size * gradient_accumulation
-        if plan.batch_size % shares:
-            raise UserError(
-                f"--batch-size {plan.batch_size} cannot be shared by {world_size} ranks with"
-                f" {gradient_accumulation} micro-batches each; expected a multiple of {shares},"
-                f" for example {-(-plan.batch_size // shares) * shares}"
-            )
-        self.micro_batch_size = plan.batch_size // shares
+        self._micro_batch_size = micro_batch_size(plan.batch_size, world_size, gradient_accumulation)
         self._plan = plan
         self._rank = rank
         self._accumulation = gradient_accumulation
@@ -87,5 +96,5 @@ class ShardedBatches:
     def __iter__(self) -> Iterator[list[int]]:
         """Yields the sample indices of each micro-batch of this rank."""
         for step in self._steps:
-            shares = self._plan.batch(step).reshape(-1, self._accumulation, self.micro_batch_size)
+            shares = self._plan.batch(step).reshape(-1, self._accumulation, self._micro_batch_size)
             yield from shares[self._rank].tolist()

@@ -38,8 +38,10 @@ class Arguments(StageArguments):
 class SmokeError(UserError):
     """A check that did not hold; the message ends with the fix."""
 
-    def __init__(self, check: str, seen: str, fix: str) -> None:
-        super().__init__(f"FAILED: {check}\n  seen: {seen}\n  fix:  {fix}")
+
+def failed(check: str, seen: str, fix: str) -> SmokeError:
+    """Makes the error of a check that did not hold."""
+    return SmokeError(f"FAILED: {check}\n  seen: {seen}\n  fix:  {fix}")
 
 
 def smoke(arguments: Arguments) -> None:
@@ -52,7 +54,6 @@ def smoke(arguments: Arguments) -> None:
 
     half = arguments.steps // 2
     first = make_trainer(arguments, job, tracker, half)
-    before = loss_of(first)
     stopped = first.run()
 
     second = make_trainer(arguments, job, tracker, arguments.steps)
@@ -60,11 +61,10 @@ def smoke(arguments: Arguments) -> None:
     stopped = stopped or second.run()
     if stopped is not Stop.NO:
         second.hand_on(stopped)
-    after = loss_of(second)
+    before, after = untrained_loss(arguments), loss_of(second)
     if not after < before:
-        raise SmokeError("the loss falls", f"{before:.4f} before, {after:.4f} after", "look at the gradients above")
-    if job.ranks.is_main:
-        check_journal(arguments)
+        raise failed("the loss falls", f"{before:.4f} before, {after:.4f} after", "look at the gradients above")
+    job.on_main(lambda: check_journal(arguments))
     second.complete()
     job.say(
         f"PASSED: {arguments.steps} steps on {job.ranks.world_size} rank(s), ZeRO stage {arguments.zero_stage},"
@@ -82,10 +82,10 @@ def check_resume(resumed: int, expected: int, saved: dict[str, torch.Tensor], lo
     """
     fix = "is the run folder on a disk that all nodes share? Ask for one with: sbatch --chdir, or a profile's run_root"
     if resumed != expected:
-        raise SmokeError("a checkpoint resumes at its step", f"step {resumed}, not {expected}", fix)
+        raise failed("a checkpoint resumes at its step", f"step {resumed}, not {expected}", fix)
     other = [name for name, weight in saved.items() if not weight.equal(loaded[name])]
     if other:
-        raise SmokeError("a checkpoint gives back the weights", f"{', '.join(other)} differ", fix)
+        raise failed("a checkpoint gives back the weights", f"{', '.join(other)} differ", fix)
 
 
 def check_journal(arguments: Arguments) -> None:
@@ -98,7 +98,7 @@ def check_journal(arguments: Arguments) -> None:
 
     steps = [row.step for row in read_journal(arguments.run_dir).rows]
     if steps != list(range(1, arguments.steps + 1)):
-        raise SmokeError(
+        raise failed(
             "the journal has every step once",
             f"{len(steps)} rows, {len(set(steps))} steps of {arguments.steps}",
             f"is the disk full? df -h {arguments.run_dir}; then look at {arguments.run_dir}/journal-*.jsonl",
@@ -115,19 +115,16 @@ def make_tracker(arguments: Arguments, job: Job) -> ExperimentTracker:
         name=arguments.run_dir.name,
         log_interval=1,
         run_dir=arguments.run_dir,
-        before_flush=job.owner.check if job.owner is not None else None,
+        before_flush=job.check_ownership,
     )
 
 
 def make_trainer(arguments: Arguments, job: Job, tracker: ExperimentTracker, steps: int) -> Trainer:
     """Makes a fresh engine around a small regression, to be trained up to `steps`."""
-    import torch
-
     from gilbreth_phase0 import engine
     from gilbreth_phase0.sampling import BatchPlan
     from gilbreth_phase0.training import Schedule, Trainer
 
-    torch.manual_seed(arguments.seed)
     optimisation = engine.Optimisation(
         lr=1e-2,
         weight_decay=0.0,
@@ -138,7 +135,7 @@ def make_trainer(arguments: Arguments, job: Job, tracker: ExperimentTracker, ste
         micro_batch_size=8,
         gradient_accumulation=1,
     )
-    wrapped = engine.initialise(regression(), optimisation, job)
+    wrapped = engine.initialise(regression(arguments.seed), optimisation, job)
     checkpointer = engine.Checkpointer(wrapped, job)
     restored = checkpointer.restore()
     return Trainer(
@@ -155,8 +152,8 @@ def make_trainer(arguments: Arguments, job: Job, tracker: ExperimentTracker, ste
     )
 
 
-def regression() -> torch.nn.Module:
-    """A small network that returns its loss, as LeRobot's policies do."""
+def regression(seed: int) -> torch.nn.Module:
+    """A small network that returns its loss, as LeRobot's policies do; the same one for each seed."""
     import torch
 
     class Regression(torch.nn.Module):
@@ -170,6 +167,7 @@ def regression() -> torch.nn.Module:
             inputs, targets = batch
             return torch.nn.functional.mse_loss(self.layers(inputs), targets), {}
 
+    torch.manual_seed(seed)
     return Regression()
 
 
@@ -180,6 +178,15 @@ def synthetic(seed: int) -> Dataset[Any]:
 
     inputs = torch.randn(_SAMPLES, _FEATURES, generator=torch.Generator().manual_seed(seed))
     return TensorDataset(inputs, inputs.sum(1, keepdim=True).sin())
+
+
+def untrained_loss(arguments: Arguments) -> float:
+    """The loss on all samples before the first step; a job that was requeued has no engine in that state."""
+    import torch
+
+    with torch.no_grad():
+        loss, _ = regression(arguments.seed)(list(synthetic(arguments.seed)[:]))
+    return float(loss)
 
 
 def loss_of(trainer: Trainer) -> float:

@@ -126,14 +126,14 @@ class StopProtocol:
 
         The answer is what the ranks wanted one step ago.
         """
-        import torch
-        import torch.distributed as dist
-
         wanted = self._wanted
         if self._rank == 0 and not self._another_step_fits():
             wanted = max(wanted, Stop.REQUEUE)
         if self._group is None:
             return wanted
+        import torch
+        import torch.distributed as dist
+
         flags = torch.tensor([int(wanted)], dtype=torch.int32)
         before, self._under_way = (
             self._under_way,

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from gilbreth_phase0.arguments import StageArguments, command
+from gilbreth_phase0.datasets import open_dataset, open_metadata, read_environment, require_dataset
 from gilbreth_phase0.job import Job
+from gilbreth_phase0.ranks import Ranks
+from gilbreth_phase0.sampling import BatchPlan, micro_batch_size
 from gilbreth_phase0.stop import Stop
 from tracking.errors import UserError
 
@@ -70,10 +73,10 @@ def train(arguments: Arguments) -> None:
 
 
 def check(arguments: Arguments) -> None:
-    """Refuses what can only fail later, before anything is imported or written.
+    """Refuses what can only fail later, before anything heavy is imported or anything is written.
 
     Raises:
-        UserError: The arguments do not go together.
+        UserError: The arguments do not go together, or the dataset is not there.
     """
     policy_settings(arguments)
     if arguments.n_action_steps > arguments.action_chunk_size:
@@ -81,6 +84,8 @@ def check(arguments: Arguments) -> None:
             f"--n-action-steps {arguments.n_action_steps}: only the {arguments.action_chunk_size}"
             " actions of a chunk (--action-chunk-size) can be executed"
         )
+    micro_batch_size(arguments.batch_size, Ranks.from_environment().world_size, arguments.gradient_accumulation)
+    require_dataset(arguments.root / arguments.repo_ids)
 
 
 def policy_settings(arguments: Arguments) -> dict[str, Any]:
@@ -112,9 +117,8 @@ def build(arguments: Arguments, job: Job) -> tuple[Policy, Trainer]:
     from lerobot.utils.random_utils import set_seed
 
     from gilbreth_phase0 import engine
-    from gilbreth_phase0.datasets import open_dataset, open_metadata
     from gilbreth_phase0.policies import make_config, make_policy
-    from gilbreth_phase0.sampling import BatchPlan, ShardedBatches
+    from gilbreth_phase0.samples import in_memory
     from gilbreth_phase0.training import Schedule, Trainer
     from tracking.metadata import git_facts
 
@@ -122,13 +126,10 @@ def build(arguments: Arguments, job: Job) -> tuple[Policy, Trainer]:
     root = arguments.root / arguments.repo_ids
     meta = open_metadata(root, arguments.repo_ids)
     config = make_config(arguments.policy, job.device, **policy_settings(arguments))
-    dataset = open_dataset(root, arguments.repo_ids, resolve_delta_timestamps(config, meta))
+    dataset = in_memory(open_dataset(root, arguments.repo_ids, resolve_delta_timestamps(config, meta)))
     policy = make_policy(config, meta)
 
     plan = BatchPlan(len(dataset), arguments.batch_size, arguments.seed)
-    shares = ShardedBatches(
-        plan, job.ranks.rank, job.ranks.world_size, arguments.gradient_accumulation, last_step=arguments.training_steps
-    )
     optimisation = engine.Optimisation(
         lr=arguments.lr,
         weight_decay=arguments.weight_decay,
@@ -136,10 +137,9 @@ def build(arguments: Arguments, job: Job) -> tuple[Policy, Trainer]:
         training_steps=arguments.training_steps,
         clip_grad_norm=arguments.clip_grad_norm,
         zero_stage=arguments.zero_stage,
-        micro_batch_size=shares.micro_batch_size,
+        micro_batch_size=micro_batch_size(plan.batch_size, job.ranks.world_size, arguments.gradient_accumulation),
         gradient_accumulation=arguments.gradient_accumulation,
     )
-    wrapped = engine.initialise(policy.model, optimisation, job)
     count = sum(parameter.numel() for parameter in policy.model.parameters())
     job.say(
         f"{arguments.policy}, {count:,} parameters, on {len(dataset):,} frames of {meta.total_episodes} episodes:"
@@ -147,6 +147,7 @@ def build(arguments: Arguments, job: Job) -> tuple[Policy, Trainer]:
         f" {job.ranks.world_size} rank(s) x {torch.get_num_threads()} thread(s) on {job.device},"
         f" ZeRO stage {arguments.zero_stage}"
     )
+    wrapped = engine.initialise(policy.model, optimisation, job)
     checkpointer = engine.Checkpointer(wrapped, job)
     restored = checkpointer.restore()
     trainer = Trainer(
@@ -185,7 +186,7 @@ def make_tracker(arguments: Arguments, job: Job, restored: Restored) -> Experime
         resumed_step=restored.step or None,
         log_interval=arguments.log_interval,
         run_dir=arguments.run_dir,
-        before_flush=job.owner.check if job.owner is not None else None,
+        before_flush=job.check_ownership,
     )
 
 
@@ -205,22 +206,23 @@ def finish(arguments: Arguments, policy: Policy, trainer: Trainer) -> Stop:
     Returns:
         `Stop.NO` when the run is complete, else why the ranks stopped before.
     """
-    from gilbreth_phase0.datasets import read_environment
-    from gilbreth_phase0.policies import save_bundle
-    from tracking.consolidate import consolidated_weights
-
-    job = trainer.job
-    if job.owner is not None:
-        job.owner.check()
-        environment = read_environment(arguments.root / arguments.repo_ids)
-        weights = consolidated_weights(trainer.newest_checkpoint())
-        save_bundle(policy, weights, environment, arguments.run_dir / BUNDLE)
-        job.say(f"policy bundle: {arguments.run_dir / BUNDLE}")
-    job.agreed("the bundle stands")
+    trainer.job.on_main(lambda: make_bundle(arguments, policy, trainer))
     stop = evaluate(arguments, trainer) if arguments.eval_episodes else Stop.NO
     if stop is Stop.NO:
         trainer.complete()
     return stop
+
+
+def make_bundle(arguments: Arguments, policy: Policy, trainer: Trainer) -> None:
+    """Makes the policy bundle of the newest checkpoint, on rank 0."""
+    from gilbreth_phase0.policies import save_bundle
+    from tracking.consolidate import consolidated_weights
+
+    trainer.job.check_ownership()
+    environment = read_environment(arguments.root / arguments.repo_ids)
+    weights = consolidated_weights(trainer.newest_checkpoint())
+    save_bundle(policy, weights, environment, arguments.run_dir / BUNDLE)
+    trainer.job.say(f"policy bundle: {arguments.run_dir / BUNDLE}")
 
 
 def evaluate(arguments: Arguments, trainer: Trainer) -> Stop:
@@ -229,7 +231,6 @@ def evaluate(arguments: Arguments, trainer: Trainer) -> Stop:
     Returns:
         Why the ranks stopped before the end, or `Stop.NO`.
     """
-    from gilbreth_phase0.datasets import read_environment
     from gilbreth_phase0.evaluate import TRAINED, evaluate_policy, summary, write_evaluation
     from gilbreth_phase0.policies import load_bundle
     from gilbreth_phase0.progress import progress

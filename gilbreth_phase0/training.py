@@ -99,14 +99,13 @@ class Trainer:
         """Saves a step on all ranks, unless it is the newest checkpoint already."""
         if step == self.saved_step:
             return
-        self.tracker.flush()
+        self.job.on_main(self.tracker.flush)
         state = {"step": step, "samples": step * self.plan.batch_size, "seed": self.plan.seed}
         seconds = self.checkpointer.save(step, state, self.tracker.get_run_id(), self.git_commit)
         self.saved_step = step
         self.job.stop.save_seconds = max(self.job.stop.save_seconds, seconds)
+        self.job.on_main(lambda: checkpoints.prune(self.job.run_dir / "checkpoints", self.schedule.keep_last_n))
         self.job.stop.restart_clock()
-        if self.job.ranks.is_main:
-            checkpoints.prune(self.job.run_dir / "checkpoints", self.schedule.keep_last_n)
 
     def _step(self, step: int, batches: Iterator[Any]) -> torch.Tensor:
         """Does one optimizer step and returns its loss on all samples of the step, on the device."""
@@ -160,10 +159,12 @@ class Trainer:
 
     def complete(self) -> None:
         """Closes the tracker and writes the done record: after this no attempt does anything more."""
-        if self.job.owner is not None:
-            self.job.owner.check()
-            self.tracker.finish()
-            write_done(self.job.run_dir, self.optimisation.training_steps)
+        self.job.on_main(self._write_done)
+
+    def _write_done(self) -> None:
+        self.job.check_ownership()
+        self.tracker.finish()
+        write_done(self.job.run_dir, self.optimisation.training_steps)
 
     def hand_on(self, stop: Stop) -> None:
         """Closes the tracker after a stop and hands the process on to whoever requeues it. Does not return."""

@@ -24,6 +24,10 @@ activate_environment
 set_job_environment
 
 run=runs/smoke-tracking-$SLURM_JOB_ID
+if [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] && [ -e "$run" ]; then
+  # A job of another cluster, or of a lab that was wiped, had this number: its run must not be resumed.
+  mv -T -- "$run" "$run-$(date -r "$run" +%Y%m%d_%H%M%S)"
+fi
 code=0
 run_tasks "" "$PYTHON" -u -m gilbreth_phase0.smoke --run-dir "$run" || code=$?
 finish "$run" "$code"

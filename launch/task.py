@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import runpy
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +48,8 @@ class StageTask:
             runpy.run_module(self.module, run_name="__main__", alter_sys=True)
         except SystemExit as end:
             if end.code == REFUSED:
-                (Path(self.run_dir) / "refused").touch()
+                with suppress(OSError):  # a folder that cannot be written may be what is refused
+                    (Path(self.run_dir) / "refused").touch()
             if end.code not in (None, 0):
                 raise
 

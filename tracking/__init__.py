@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tracking.errors import UserError
     from tracking.gpu import get_all_gpu_stats
     from tracking.journal import Journal, read_journal
+    from tracking.media import Histogram, Image, Table, Video
     from tracking.metadata import get_metadata
     from tracking.metrics import compute_grad_norm, get_amp_scale, get_learning_rate
     from tracking.ranks import is_main_process
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ExperimentTracker",
+    "Histogram",
+    "Image",
     "Journal",
+    "Table",
     "UserError",
+    "Video",
     "compute_grad_norm",
     "get_all_gpu_stats",
     "get_amp_scale",
@@ -35,6 +40,10 @@ __all__ = [
 _HOMES = {
     "ExperimentTracker": "tracking.tracker",
     "Journal": "tracking.journal",
+    "Histogram": "tracking.media",
+    "Image": "tracking.media",
+    "Table": "tracking.media",
+    "Video": "tracking.media",
     "UserError": "tracking.errors",
     "compute_grad_norm": "tracking.metrics",
     "get_all_gpu_stats": "tracking.gpu",

@@ -15,11 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tracking.redact import redact_arguments
+from tracking.redact import redact_arguments, redact_text
+from tracking.seeds import known_seeds
 
 _PACKAGES = ("torch", "deepspeed", "lerobot", "robosuite", "transformers", "numpy", "wandb", "submitit")
 
 _GIT_TIMEOUT_S = 10
+_MAX_DIFF = 4 * 2**20
 
 _SLURM = {
     "job_id": "SLURM_JOB_ID",
@@ -45,12 +47,14 @@ def get_metadata(folder: Path | None = None) -> dict[str, Any]:
         folder: A folder in the git tree that is described; the current one by default.
 
     Returns:
-        `git` (commit, branch, dirty), `slurm`, `host`, `versions` and `command`, made of plain values. What cannot be
-        known (no git tree, not a Slurm job, a package that is not installed) is None.
+        `git` (commit, branch, dirty), `slurm`, `seeds`, `host`, `versions`, `command` and `folder`, made of plain
+        values without secrets. What cannot be known (no git tree, not a Slurm job, a package that is not installed, a
+        seed that nobody set) is None.
     """
     return {
         "git": git_facts(folder or Path.cwd()),
         "slurm": slurm_facts(),
+        "seeds": known_seeds(),
         "host": {
             "name": socket.gethostname(),
             "platform": platform.platform(),
@@ -87,6 +91,30 @@ def git_facts(folder: Path) -> dict[str, Any]:
     except (git.GitError, ValueError, OSError):  # ValueError: a tree without a commit
         return facts
     return facts
+
+
+def git_diff(folder: Path) -> str | None:
+    """Reads what the tracked files differ by from the commit, without secrets.
+
+    Args:
+        folder: Any folder of the tree.
+
+    Returns:
+        The diff, cut after 4 MiB, or None outside a git tree and where nothing differs.
+    """
+    try:
+        import git
+    except ImportError:
+        return None
+    try:
+        with git.Repo(folder, search_parent_directories=True) as repository:
+            repository.git.update_environment(GIT_OPTIONAL_LOCKS="0")
+            diff: str = repository.git.diff("HEAD", strip_newline_in_stdout=False, kill_after_timeout=_GIT_TIMEOUT_S)
+    except (git.GitError, ValueError, OSError):
+        return None
+    if len(diff) > _MAX_DIFF:
+        diff = diff[:_MAX_DIFF] + f"\n[cut: {len(diff)} characters in all]\n"
+    return redact_text(diff) or None
 
 
 def slurm_facts(environ: Mapping[str, str] = os.environ) -> dict[str, Any] | None:

@@ -36,6 +36,12 @@ class AttemptKey:
         return f"{self.job_id}-{self.restart_count:03d}"
 
 
+def owner_of(run_dir: Path) -> AttemptKey | None:
+    """The attempt that holds a run now; None where none has claimed it yet."""
+    token = read_json(run_dir / "owner.json")
+    return AttemptKey(str(token["job_id"]), int(token["restart_count"])) if token else None
+
+
 @dataclass(frozen=True)
 class Owner:
     """The attempt that holds a run.

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tracking.artifacts import put_config, put_diff
 from tracking.errors import UserError
 from tracking.identity import Identity, claim_identity
 from tracking.journal import Journal, JournalWriter, read_journal
 from tracking.journal.known import KnownPairs
 from tracking.journal.lines import State
 from tracking.labels import Labels
-from tracking.metadata import get_metadata, slurm_facts
+from tracking.metadata import get_metadata, git_diff, slurm_facts
 from tracking.mode import Mode
 from tracking.sync.offline import sync_command
-from tracking.sync.process import SyncProcess
+from tracking.sync.process import SyncProcess, replay_command
 from tracking.sync.status import SyncStatus, read_status
 from tracking.sync.task import Task
-from tracking.values import Scalar
 
-# The longest that training is ever held: for the first answer of W&B's server.
-_VERDICT_S = 3.0
+# What starting the child takes before it can ask W&B's server.
+_START_S = 1.5
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Plan:
         config: The configuration, plain and without secrets.
         resumed_step: The training step of the checkpoint that the segment continues from.
         finish_timeout: Seconds that the end waits for the child at most.
+        probe_timeout: Seconds that the server may take to answer at the beginning.
     """
 
     run_dir: Path
@@ -56,6 +57,7 @@ class Plan:
     config: dict[str, Any]
     resumed_step: int | None
     finish_timeout: float
+    probe_timeout: float
 
 
 class Recording:
@@ -72,7 +74,7 @@ class Recording:
         Raises:
             UserError: The folder holds another run than asked for, or it cannot be written.
         """
-        deadline = time.monotonic() + _VERDICT_S
+        deadline = time.monotonic() + _START_S + plan.probe_timeout
         self.run_dir = plan.run_dir
         self._plan = plan
         try:
@@ -101,7 +103,7 @@ class Recording:
         self._offline: bool | None = True if plan.mode == "offline" else None
         self._announce(deadline)
 
-    def row(self, step: int, data: Mapping[str, Scalar]) -> None:
+    def row(self, step: int, data: Mapping[str, Any]) -> None:
         """Records a row, without what an earlier segment recorded for that step."""
         if self._known is not None:
             data = self._leave_out_known(self._known, step, data)
@@ -109,8 +111,9 @@ class Recording:
             self._writer.row(step, data)
 
     def config(self, config: Mapping[str, Any]) -> None:
-        """Records a configuration, merged over the earlier ones."""
+        """Records a configuration, merged over the earlier ones, and puts the artifact aside."""
         self._writer.config(config)
+        self._put_aside(lambda: put_config(self.run_dir, self.identity.run_name, config))
 
     def is_offline(self) -> bool:
         """True when W&B gets this segment from an offline folder."""
@@ -157,6 +160,7 @@ class Recording:
             mode="probe" if self._plan.mode == "online" else "offline",
             segment=self._writer.segment,
             finish_timeout=self._plan.finish_timeout,
+            probe_timeout=self._plan.probe_timeout,
         )
         try:
             return SyncProcess(task)
@@ -167,11 +171,31 @@ class Recording:
     def _write_beginning(self, journal: Journal) -> None:
         for problem in journal.problems:
             say(f"journal: {problem}")
-        if self._plan.config and self._plan.config != journal.config:
-            self._writer.config(self._plan.config)
-        self._writer.metadata(get_metadata())
         if journal.segments:
             say(f"Run {self.identity.run_id} continues: segment {self._writer.segment}, {journal.next_row} rows.")
+        metadata = get_metadata()
+        if (diff := git_diff(Path.cwd())) is not None:
+            path = self._put_aside(lambda: put_diff(self.run_dir, self.identity.run_name, diff))
+            metadata["git"]["diff"] = str(path) if path is not None else None
+        changes = {
+            key: {"before": journal.config.get(key), "now": value}
+            for key, value in self._plan.config.items()
+            if key not in journal.config or journal.config[key] != value
+        }
+        if changes:
+            self._writer.config(self._plan.config)
+        if changes and journal.config:
+            metadata["config_changes"] = changes
+            said = ", ".join(f"{key}: {change['before']!r} -> {change['now']!r}" for key, change in changes.items())
+            say(f"The configuration differs from the earlier segments': {said}")
+        self._writer.metadata(metadata)
+
+    def _put_aside(self, put: Callable[[], Path]) -> Path | None:
+        try:
+            return put()
+        except (OSError, UserError) as error:
+            say(f"An artifact could not be put aside: {error}", error=True)
+            return None
 
     def _announce(self, deadline: float) -> None:
         if self._child is None:
@@ -179,13 +203,19 @@ class Recording:
         if self._plan.mode == "online":
             verdict = self._child.verdict(deadline)
             if verdict is None:
-                say(f"W&B has not answered within {_VERDICT_S:g} s; training goes on. See {self._child.log}.")
+                say(f"W&B's server has not answered yet; training goes on. See {self._child.log}.")
                 return
             self._offline = verdict.mode == "offline"
             if not self._offline:
                 say(f"Online: run {self.identity.run_id} at {verdict.base_url}")
                 return
-            say(f"{verdict.reason}.")
+            self._announce_offline(verdict.reason)
+            return
+        self._announce_offline(None)
+
+    def _announce_offline(self, reason: str | None) -> None:
+        if reason:
+            say(f"{reason}.")
         say("Offline mode. Run 'wandb sync' to upload later.")
         self._print_command()
 
@@ -193,20 +223,23 @@ class Recording:
         assert self._child is not None
         if status is None or status.segment != self._writer.segment:
             status = SyncStatus(self._writer.segment, self._plan.mode, "failed")
-        if code is None:
-            say(
-                f"W&B has {status.rows} of {rows} rows after {self._plan.finish_timeout:g} s; all are in "
-                f"{self.run_dir}. See {self._child.log}."
-            )
-        elif code != 0:
-            say(f"W&B's folder was not written ({status.error}). All {rows} rows are in {self.run_dir}.")
-        elif status.mode == "online":
+        if code == 0 and status.mode == "online":
             say(f"{rows} rows at {status.url}")
-        else:
+            return
+        if code == 0:
             if status.error and self._offline is False:
                 say(f"The server did not take the run: {status.error}. An offline folder has all of it:")
                 self._print_command()
+            elif self._offline is None:
+                self._announce_offline(status.error)
             say(f"{rows} rows in {status.folder}")
+            return
+        if code is None:
+            say(f"W&B has {status.rows} of {rows} rows after {self._plan.finish_timeout:g} s.")
+        else:
+            say(f"W&B's folder was not written: {status.error or 'its process was killed'}. See {self._child.log}.")
+        say(f"All {rows} rows are in {self.run_dir}. To write W&B's folder from there:")
+        print(f"  {replay_command(self.run_dir, self._plan.wandb_dir)}", flush=True)
 
     def _print_command(self) -> None:
         print(f"  {sync_command(self._plan.wandb_dir, self.identity.run_id)}", flush=True)
@@ -215,7 +248,7 @@ class Recording:
         status = read_status(self.run_dir)
         return status if status is not None and status.segment == self._writer.segment else None
 
-    def _leave_out_known(self, known: KnownPairs, step: int, data: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
+    def _leave_out_known(self, known: KnownPairs, step: int, data: Mapping[str, Any]) -> Mapping[str, Any]:
         if step <= known.last_step:
             return known.fresh(step, data)
         _report_skipped(known)

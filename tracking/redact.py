@@ -98,7 +98,7 @@ def redact_arguments(arguments: list[str], environ: Mapping[str, str] = os.envir
 def _redact_assignment(match: re.Match[str]) -> str:
     value = match["value"]
     # A number after `token:` is a size; `token=read()` and `token=$TOKEN` are code.
-    is_number = re.fullmatch(r"[-+]?[\d.]+(?:e[-+]?\d+)?", value, re.IGNORECASE) is not None
+    is_number = not match["quote"] and re.fullmatch(r"[-+]?[\d.]+(?:e[-+]?\d+)?", value, re.IGNORECASE)
     is_code = not match["quote"] and re.search(r"[(\[{$]", value) is not None
     if is_number or is_code or not is_secret_name(match["name"]):
         return match[0]

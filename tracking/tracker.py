@@ -15,12 +15,16 @@ from tracking.folders import run_folder, wandb_folder
 from tracking.gpu import get_all_gpu_stats
 from tracking.journal.lines import State
 from tracking.labels import Labels, check_tags, tag_texts
+from tracking.media import as_media
 from tracking.metrics import compute_grad_norm, get_amp_scale, get_learning_rate
 from tracking.mode import decide_mode
 from tracking.recording import Plan, Recording, say
 from tracking.redact import redact
 from tracking.throughput import Throughput
-from tracking.values import Scalar, flatten, plain, scalar
+from tracking.values import flatten, plain, scalar
+from tracking.yaml_form import read_form
+
+_RESERVED = {"_step", "_timestamp", "_runtime", "_wandb"}
 
 
 class ExperimentTracker:
@@ -58,6 +62,7 @@ class ExperimentTracker:
         notes: str | None = None,
         before_flush: Callable[[], None] | None = None,
         finish_timeout: float = 20.0,
+        probe_timeout: float = 1.5,
     ) -> None:
         """Begins a segment of a run, or continues the run that the folder holds.
 
@@ -84,6 +89,8 @@ class ExperimentTracker:
             before_flush: Called before each flush; what it raises reaches the caller of `flush`, and nothing is
                 flushed.
             finish_timeout: Seconds that `finish` waits for the child at most.
+            probe_timeout: Seconds that the server may take to answer at the beginning; more for a slow proxy. The
+                constructor waits 1.5 s longer than that at most.
 
         Raises:
             UserError: A tag is missing, a name or mode is not valid, `resume_id` is not the folder's run, or the
@@ -119,21 +126,37 @@ class ExperimentTracker:
                 config=redact(plain(config)) if config is not None else {},
                 resumed_step=resumed_step,
                 finish_timeout=finish_timeout,
+                probe_timeout=probe_timeout,
             )
         )
+
+    @classmethod
+    def from_yaml(cls, source: Path | str | Mapping[str, Any], **arguments: Any) -> Self:
+        """Makes a tracker from the settings of an RL configuration: `use_wandb` and `wandb` (`tracking.yaml_form`).
+
+        Args:
+            source: A YAML file, or a mapping of the same form.
+            arguments: Further arguments of the constructor, such as `config` and `run_dir`; they win over the file.
+
+        Raises:
+            UserError: The settings are not of this form; an unknown key is answered with the nearest valid one.
+        """
+        return cls(**(read_form(source) | arguments))
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
         """Logs a row now, whatever the interval.
 
         Args:
             metrics: Names (`namespace/name`) and values: numbers, bools, text, None, tensors or NumPy values of one
-                element; nested mappings are flattened with `/`. What cannot be logged is left out with one warning.
+                element; images, videos, tables and histograms (`tracking.media`; an array of several elements is
+                counted as a histogram). Nested mappings are flattened with `/`. What cannot be logged is left out with
+                one warning.
             step: The training step.
         """
         if not self._active or self._recording is None:
             return
         step = int(step)
-        self._recording.row(step, self._read(flatten(metrics), step))
+        self._recording.row(step, self._read(self._recording, flatten(metrics), step))
 
     def log_training_step(
         self,
@@ -180,7 +203,7 @@ class ExperimentTracker:
         self.log_metrics(metrics | get_all_gpu_stats() if gpu_step else metrics, step)
 
     def log_config(self, config: Any) -> None:
-        """Records a configuration, merged over what the run has.
+        """Records a configuration, merged over what the run has, and puts it aside as a YAML artifact of type `config`.
 
         Args:
             config: As in the constructor.
@@ -241,13 +264,22 @@ class ExperimentTracker:
         code = error.code if isinstance(error, SystemExit) else int(error is not None)
         self.finish(exit_code=code if isinstance(code, int) else int(code is not None))
 
-    def _read(self, metrics: Mapping[str, Any], step: int) -> dict[str, Scalar]:
-        data: dict[str, Scalar] = {}
+    def _read(self, recording: Recording, metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
+        data: dict[str, Any] = {}
         for name, value in metrics.items():
+            if name in _RESERVED:
+                self._warn_once(name, f"{name} is left out: the name is W&B's own")
+                continue
             try:
                 data[name] = read = scalar(value)
             except TypeError as error:
-                self._warn_once(name, f"{name} is left out: {error}")
+                if (media := as_media(value)) is None:
+                    self._warn_once(name, f"{name} is left out: {error}")
+                    continue
+                try:
+                    data[name] = media.store(recording.run_dir, name, step)
+                except (OSError, TypeError, ValueError) as fault:
+                    self._warn_once(name, f"{name} is left out: {fault}")
                 continue
             if isinstance(read, float) and not math.isfinite(read):
                 self._warn_once(f"{name} not finite", f"{name} is {read} at step {step}")

@@ -15,7 +15,7 @@ Scalar = float | int | bool | str | None
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-def encode(value: Scalar) -> Scalar:
+def encode(value: Any) -> Any:
     """Makes a value safe for strict JSON: NaN and the infinities become `"NaN"`, `"Infinity"`, `"-Infinity"`."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -6,7 +6,7 @@ import pytest
 
 from gilbreth_phase0.attempt import Outcome, decide, read_attempts, record_requeue
 from tracking.files import write_json
-from tracking.ownership import AttemptKey
+from tracking.ownership import AttemptKey, Owner
 
 
 def checkpoint(run: Path, step: int) -> None:
@@ -62,3 +62,17 @@ def test_attempts_are_bounded(tmp_path: Path):
         checkpoint(tmp_path, 100 * (restart + 1))
         outcomes.append(after(tmp_path, restart, max_attempts=3))
     assert outcomes == [Outcome.REQUEUE, Outcome.REQUEUE, Outcome.END]
+
+
+@pytest.mark.parametrize(("exit_code", "owner_restart"), [(3, 0), (137, 1)])
+def test_an_attempt_that_lost_its_run_does_not_requeue_its_successor(
+    tmp_path: Path, exit_code: int, owner_restart: int
+):
+    """GIVEN a node that comes back from a partition THEN its `scontrol requeue` must not end the job that took over."""
+    Owner.claim(tmp_path, AttemptKey("7", owner_restart))
+    assert after(tmp_path, 0, exit_code=exit_code) is Outcome.END
+
+
+def test_an_attempt_that_crashed_before_it_took_the_run_is_requeued(tmp_path: Path):
+    Owner.claim(tmp_path, AttemptKey("7", 0))
+    assert after(tmp_path, 1) is Outcome.REQUEUE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -212,6 +213,9 @@ def test_the_smoke_script_finds_the_project_from_both_folders(folder: str, tmp_p
     }
     script = tmp_path / "copied-by-slurm.sh"
     script.write_bytes(SMOKE.read_bytes())
-    # The decision is Python's and needs the run folder; here only the way to it counts.
-    done = subprocess.run(["bash", script], cwd="/", env=environ, capture_output=True, text=True, check=False)
+    # The decision is Python's and leaves its record in the run folder; here only the way to it counts.
+    try:
+        done = subprocess.run(["bash", script], cwd="/", env=environ, capture_output=True, text=True, check=False)
+    finally:
+        shutil.rmtree(ROOT / "runs" / "smoke-tracking-0", ignore_errors=True)
     assert f"srun in {ROOT}: gilbreth_phase0.smoke --run-dir runs/smoke-tracking-0" in done.stdout

@@ -16,6 +16,8 @@ from tracking.errors import UserError
 from tracking.journal import End, Follower, JournalWriter, Row, Segment, read_journal
 from tracking.journal.known import KnownPairs
 
+from support import wait_until
+
 
 def begin(run_dir: Path) -> JournalWriter:
     return JournalWriter.begin(run_dir, "ab12cd34", read_journal(run_dir))
@@ -257,9 +259,9 @@ def test_a_killed_writer_leaves_whole_rows_each_once(tmp_path: Path) -> None:
         process = subprocess.Popen([sys.executable, "-c", _ENDLESS, str(tmp_path)], stdout=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()
-        before = len(read_journal(tmp_path).rows)
-        while len(read_journal(tmp_path).rows) == before:
-            pass
+        newest = max(tmp_path.glob("journal-*"))
+        before = newest.stat().st_size
+        wait_until(lambda: newest.stat().st_size > before, 10, "a row", interval=0.001)  # noqa: B023
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
 

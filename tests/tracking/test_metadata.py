@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tracking.metadata import get_metadata, git_facts, slurm_facts, versions
+from tracking.metadata import get_metadata, git_diff, git_facts, slurm_facts, versions
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -29,6 +29,19 @@ def test_git_facts(weird_tmp_path: Path) -> None:
     (weird_tmp_path / "file").write_text("two")
     git(weird_tmp_path, "checkout", "--detach")
     assert git_facts(weird_tmp_path) == {"commit": commit, "branch": None, "dirty": True}
+
+
+def test_the_diff_has_no_secrets(tmp_path: Path) -> None:
+    assert git_diff(tmp_path) is None
+    git(tmp_path, "init")
+    (tmp_path / "a.py").write_text("x = 1\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "one")
+    assert git_diff(tmp_path) is None
+    (tmp_path / "a.py").write_text('x = 2\napi_key = "0123456789"\n')
+    diff = git_diff(tmp_path)
+    assert diff is not None
+    assert '-x = 1\n+x = 2\n+api_key = "[redacted]"\n' in diff
 
 
 def test_slurm_facts() -> None:

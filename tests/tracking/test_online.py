@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -17,9 +18,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tracking import ExperimentTracker, read_journal
+from tracking import ExperimentTracker, Image, Table, read_journal
+from tracking.intents import pending_intents
 from tracking.mode import decide_mode
 from tracking.sync.status import read_status
 
@@ -27,9 +30,10 @@ from runs import TAGS, history_of, offline_folders, rows_of, without_runtime
 from support import free_port, wait_until
 from wandb_file import read_offline_run
 from wandb_server import WandbServer
-from wandb_server.fixture import wandb_server
+from wandb_server.client import WandbClient
+from wandb_server.fixture import wandb_client, wandb_server
 
-__all__ = ["wandb_server"]
+__all__ = ["wandb_client", "wandb_server"]
 
 pytestmark = pytest.mark.wandb
 
@@ -53,13 +57,28 @@ def environment(wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "1")
 
 
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 def server_rows(server: WandbServer, run_id: str | None) -> list[dict[str, Any]]:
     assert run_id is not None
     return without_runtime(server.rows(server.entity, "vla-lego", run_id))
 
 
 def tracker_for(run_dir: Path, **arguments: Any) -> ExperimentTracker:
-    return ExperimentTracker(**({"tags": TAGS, "run_dir": run_dir, "finish_timeout": 8.0} | arguments))
+    """A tracker with patience for a machine on which all of this runs at once."""
+    patient = {"tags": TAGS, "run_dir": run_dir, "finish_timeout": 30.0, "probe_timeout": 10.0}
+    return ExperimentTracker(**(patient | arguments))
 
 
 def log(tracker: ExperimentTracker, first: int, last: int) -> None:
@@ -131,6 +150,56 @@ def test_an_offline_segment_is_pushed_by_an_online_one(wandb_server: WandbServer
     assert offline_folders(tmp_path / "run") == []
 
 
+def test_media_and_artifacts_arrive(wandb_server: WandbServer, tmp_path: Path) -> None:
+    tracker = tracker_for(tmp_path / "run", config={"lr": 0.5})
+    tracker.log_metrics({"view": Image(np.zeros((3, 4)), caption="c"), "table": Table(["a"], [[1]])}, 1)
+    tracker.log_metrics({"weights": np.arange(100.0)}, 2)
+    tracker.log_config({"lr": 0.5, "api_key": "hidden"})
+    tracker.finish()
+
+    rows = server_rows(wandb_server, tracker.get_run_id())
+    assert [row["_step"] for row in rows] == [0, 1]
+    assert (rows[0]["view"]["_type"], rows[0]["view"]["caption"]) == ("image-file", "c")
+    assert rows[0]["table"]["_type"] == "table-file"
+    assert sum(rows[1]["weights"]["values"]) == 100
+    assert pending_intents(tmp_path / "run") == []
+    (done,) = [path for path in (tmp_path / "run" / "intents").glob("*-config.done.json")]
+    assert json.loads(done.read_text())["version"] == "v0"
+
+
+def test_artifacts_wait_offline_and_a_later_online_segment_uploads_them(
+    wandb_server: WandbServer, tmp_path: Path
+) -> None:
+    first = tracker_for(tmp_path / "run", mode="offline")
+    first.log_config({"lr": 0.5})
+    first.finish()
+    assert len(pending_intents(tmp_path / "run")) >= 1
+    tracker_for(tmp_path / "run").finish()
+    assert pending_intents(tmp_path / "run") == []
+
+
+def test_an_offline_folder_is_uploaded_whole_by_wandb_sync(
+    wandb_server: WandbServer, wandb_client: WandbClient, tmp_path: Path
+) -> None:
+    """GIVEN a run of two offline segments with a roll-back WHEN the printed command runs THEN W&B shows it once."""
+    for first, last in ((1, 15), (11, 30)):
+        tracker = tracker_for(tmp_path / "run", mode="offline")
+        log(tracker, first, last)
+        tracker.log_metrics({"view": Image(np.zeros((3, 4)))}, last)
+        tracker.finish(state="preempted" if last == 15 else None)
+    for _ in range(2):
+        done = wandb_client.wandb("sync", *map(str, offline_folders(tmp_path / "run")))
+        assert done.returncode == 0, done.stdout
+    rows = server_rows(wandb_server, tracker.get_run_id())
+    assert [row["train/step"] for row in rows] == [*range(1, 16), 15, *range(16, 31), 30]
+    assert [row["_step"] for row in rows] == list(range(32))
+    assert rows[15]["view"]["_type"] == "image-file"
+    expected = rows_of(tmp_path / "run")
+    assert [row.get("loss/total") for row in rows] == [row.get("loss/total") for row in expected]
+    run = wandb_server.run(wandb_server.entity, "vla-lego", str(tracker.get_run_id()))
+    assert run.state == "finished"
+
+
 def check_fallback(run_dir: Path, out: str, reason: str) -> None:
     assert reason in out
     assert "[ExperimentTracker] Offline mode. Run 'wandb sync' to upload later.\n  wandb sync " in out
@@ -156,9 +225,7 @@ def test_a_server_that_refuses_at_the_start_means_offline(
     check_fallback(tmp_path / "run", capfd.readouterr().out, reason)
 
 
-@pytest.mark.parametrize(
-    "case", ["closed port", "black hole", "wrong key", "no key", "no name", "dead proxy", "not W&B"]
-)
+@pytest.mark.parametrize("case", ["closed port", "black hole", "wrong key", "no key", "no name", "dead proxy"])
 def test_a_server_that_cannot_be_reached_means_offline_within_three_seconds(
     wandb_server: WandbServer,
     tmp_path: Path,
@@ -168,12 +235,11 @@ def test_a_server_that_cannot_be_reached_means_offline_within_three_seconds(
 ) -> None:
     reason = {
         "closed port": "cannot be reached: Connection refused",
-        "black hole": "did not answer within 2 s",
+        "black hole": "did not answer within 1.5 s",
         "wrong key": "refused the API key (401)",
         "no key": "there is no API key",
         "no name": "cannot be reached: ",
         "dead proxy": "cannot be reached: Connection refused",
-        "not W&B": "is not W&B",
     }[case]
     if case == "closed port":
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free_port()}")
@@ -189,15 +255,33 @@ def test_a_server_that_cannot_be_reached_means_offline_within_three_seconds(
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
         monkeypatch.setenv("WANDB_BASE_URL", "http://wandb.invalid")
     began = time.monotonic()
-    with page_server() if case == "not W&B" else contextmanager(lambda: iter([wandb_server.url]))() as url:
-        if case == "not W&B":
-            monkeypatch.setenv("WANDB_BASE_URL", url)
-        tracker = tracker_for(tmp_path / "run")
-        held = time.monotonic() - began
-        log(tracker, 1, 3)
-        tracker.finish()
+    tracker = tracker_for(tmp_path / "run", probe_timeout=1.5)
+    held = time.monotonic() - began
+    log(tracker, 1, 3)
+    tracker.finish()
     assert held < 3.5
     check_fallback(tmp_path / "run", capfd.readouterr().out, reason)
+
+
+def test_a_portal_that_answers_with_a_page_is_not_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Portal(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>please log in</html>")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with serving(Portal) as url:
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        tracker = tracker_for(tmp_path / "run")
+        log(tracker, 1, 3)
+        tracker.finish()
+    check_fallback(tmp_path / "run", capfd.readouterr().out, f"what answers at {url} is not W&B")
 
 
 def test_a_key_in_netrc_is_enough(wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +321,7 @@ def test_what_the_server_does_not_take_ends_in_an_offline_folder(
     """GIVEN a server that answers the probe and takes no rows THEN the end is bounded and says where all of it is."""
     operation, kind, status = fault
     wandb_server.faults.add(operation, kind, status=status)
-    tracker = tracker_for(tmp_path / "run")
+    tracker = tracker_for(tmp_path / "run", finish_timeout=8.0)
     assert not tracker.is_offline()
     log(tracker, 1, 3)
     began = time.monotonic()
@@ -250,11 +334,11 @@ def test_what_the_server_does_not_take_ends_in_an_offline_folder(
     assert history_of(folder) == rows_of(tmp_path / "run")
     assert read_offline_run(folder).exit_code == 0
     out = capfd.readouterr().out
-    assert "An offline folder has all of it:\n  wandb sync " in out or "all are in" in out
+    assert "An offline folder has all of it:\n  wandb sync " in out or "All 3 rows are in" in out
 
 
 def test_an_outage_in_the_middle_loses_nothing_and_holds_nothing(wandb_server: WandbServer, tmp_path: Path) -> None:
-    tracker = tracker_for(tmp_path / "run", finish_timeout=20.0)
+    tracker = tracker_for(tmp_path / "run")
     log(tracker, 1, 5)
     wait_until(lambda: len(server_rows(wandb_server, tracker.get_run_id())) == 5, 30, "the first rows")
     wandb_server.stop_listening()
@@ -272,7 +356,7 @@ import sys, time
 from pathlib import Path
 from tracking import ExperimentTracker
 tags = {"model": "act", "dataset": "lift", "objective": "bc", "experiment_group": "demo"}
-tracker = ExperimentTracker(tags=tags, run_dir=Path(sys.argv[1]))
+tracker = ExperimentTracker(tags=tags, run_dir=Path(sys.argv[1]), probe_timeout=10.0)
 print("ready", flush=True)
 for step in range(1, 100_000):
     tracker.log_metrics({"x": step}, step)
@@ -316,35 +400,6 @@ def test_wandbs_service_may_die(wandb_server: WandbServer, tmp_path: Path) -> No
     process.wait()
     wait_until(lambda: (s := read_status(tmp_path)) and s.state == "done", 40, "the child to end by itself")
     assert server_rows(wandb_server, read_journal(tmp_path).segments[0].run_id) == rows_of(tmp_path)
-
-
-@contextmanager
-def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def page_server() -> Any:
-    """A portal that answers everything with a page."""
-
-    class Portal(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"<html>please log in</html>")
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    return serving(Portal)
 
 
 @contextmanager

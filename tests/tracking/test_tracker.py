@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from tracking import ExperimentTracker, UserError, read_journal
+from tracking.identity import read_identity
 from tracking.sync.status import read_status
 
 from runs import TAGS, history_of, offline_folders, rows_of
@@ -126,7 +127,8 @@ class TestRun:
         for step in range(1, 21):
             tracker.log_training_step(np.float32(1 / step), step, 8, ar=0.5)
         tracker.log_metrics({"eval": {"success": np.int64(3), "ok": True}, "note": "text", "empty": None}, 20)
-        tracker.log_metrics({"loss/total": math.nan, "x": math.inf, "bad": object(), "many": np.zeros(3)}, 21)
+        tracker.log_metrics({"loss/total": math.nan, "x": math.inf, "bad": object(), "_step": 3}, 21)
+        tracker.log_metrics({"x": 1}, 3)
         tracker.log_config({"later": 2})
         tracker.finish()
 
@@ -141,14 +143,14 @@ class TestRun:
         }  # fmt: skip
         assert run.config["metadata"]["slurm"] is None
         assert json.dumps(history_of(folder), sort_keys=True) == json.dumps(rows_of(run_dir), sort_keys=True)
-        assert [row["train/step"] for row in run.history] == [5, 10, 15, 20, 20, 21]
+        assert [row["train/step"] for row in run.history] == [5, 10, 15, 20, 20, 21, 3]
         assert run.history[4]["eval/success"] == 3
         assert not (run_dir / "wandb" / "building").exists()
         printed = capfd.readouterr()
         assert "[ExperimentTracker] Offline mode. Run 'wandb sync' to upload later.\n  wandb sync " in printed.out
         assert "loss/total is nan at step 21" in printed.err
         assert "bad is left out: a object is not a metric" in printed.err
-        assert "many is left out" in printed.err
+        assert "_step is left out: the name is W&B's own" in printed.err
 
     def test_the_printed_command_names_the_folder(
         self, weird_tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -184,6 +186,19 @@ class TestRun:
         out = capfd.readouterr().out
         assert "10 values up to step 15 were in the journal already and were not logged again." in out
         assert "20 values up to step 30 were in the journal already" in out
+
+    def test_another_configuration_is_recorded_as_a_difference(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        for rate in (0.1, 0.2, 0.2):
+            tracker = ExperimentTracker(tags=TAGS, run_dir=tmp_path, config={"lr": rate, "seed": 1})
+            tracker.log_metrics({"x": rate}, 1)
+            tracker.finish()
+        assert capfd.readouterr().out.count("The configuration differs") == 1
+        config = read_offline_run(offline_folders(tmp_path)[0]).config
+        assert (config["lr"], config["seed"]) == (0.2, 1)
+        assert config["segments"]["1"]["config_changes"] == {"lr": {"before": 0.1, "now": 0.2}}
+        assert "config_changes" not in config["metadata"] | config["segments"]["2"]
 
     def test_a_preempted_segment_is_marked_and_closed_within_seconds(self, tmp_path: Path) -> None:
         tracker = ExperimentTracker(tags=TAGS, run_dir=tmp_path)
@@ -224,6 +239,11 @@ class TestRun:
         ExperimentTracker(tags=["a", "b"], run_dir=tmp_path / "run").finish()
         run = read_offline_run(offline_folders(tmp_path / "elsewhere")[0])
         assert (run.project, run.tags) == ("theirs", ["a", "b"])
+        monkeypatch.setenv("WANDB_ENTITY", "them")
+        ExperimentTracker(tags=TAGS, run_dir=tmp_path / "a").finish()
+        ExperimentTracker(tags=TAGS, run_dir=tmp_path / "b", project="mine", entity="me").finish()
+        identities = [read_identity(tmp_path / name) for name in ("a", "b")]
+        assert [(run.project, run.entity) for run in identities if run] == [("theirs", "them"), ("mine", "me")]
         assert run.run_id != "zzzz9999"
         assert not (tmp_path / "run" / "wandb").exists()
 
@@ -236,7 +256,9 @@ class TestRun:
         tracker.log_metrics({"x": 1}, 1)
         tracker.finish()
         assert len(read_journal(tmp_path / "run").rows) == 1
-        assert "W&B's folder was not written" in capfd.readouterr().out
+        out = capfd.readouterr().out
+        assert "W&B's folder was not written: W&B's folder cannot be written" in out
+        assert f"  python -m tracking.sync.child {tmp_path / 'run'} --wandb-dir={tmp_path / 'file'}\n" in out
         status = read_status(tmp_path / "run")
         assert status is not None
         assert "next: set WANDB_DIR" in str(status.error)
@@ -277,15 +299,22 @@ class TestRun:
 
 
 _TRAIN = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from tracking import ExperimentTracker
 tags = {"model": "act", "dataset": "lift", "objective": "bc", "experiment_group": "demo"}
 tracker = ExperimentTracker(tags=tags, run_dir=Path(sys.argv[1]), log_interval=1)
 first, last = int(sys.argv[2]), int(sys.argv[3])
+stop = []
+signal.signal(signal.SIGUSR1, lambda number, frame: stop.append(number))
 print("ready", flush=True)
 for step in range(first, last + 1):
     tracker.log_training_step(1 / step, step, 8)
+    if stop:
+        began = time.monotonic()
+        tracker.finish(state="preempted")
+        print("closed in", time.monotonic() - began)
+        sys.exit(143)
     time.sleep(0.002)
 tracker.finish()
 """
@@ -337,6 +366,19 @@ class TestKilled:
         assert [row["train/step"] for row in history_of(folder)] == list(range(1, killed_at + 21))
         assert history_of(folder) == rows_of(tmp_path)
         assert read_offline_run(folder).exit_code == 0
+
+    def test_the_stop_protocol_closes_the_run_as_preempted_within_a_second(self, tmp_path: Path) -> None:
+        """GIVEN a handler that sets a flag and Slurm's signal to training and child THEN the run ends as preempted."""
+        process = start_training(tmp_path, 1, 100_000)
+        wait_until(lambda: read_status(tmp_path), 30, "the child's first word")
+        for pid in [*children_on(tmp_path), process.pid]:
+            os.kill(pid, signal.SIGUSR1)
+        output, _ = process.communicate(timeout=30)
+        assert process.returncode == 143
+        assert float(output.split("closed in ")[1].split()[0]) < 2
+        run = read_offline_run(offline_folders(tmp_path)[0])
+        assert (run.preempting, run.exit_code) == (True, 143)
+        assert history_of(offline_folders(tmp_path)[0]) == rows_of(tmp_path)
 
     @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
     def test_a_signal_to_every_process_of_the_job_loses_nothing(self, tmp_path: Path, number: signal.Signals) -> None:

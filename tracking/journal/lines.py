@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tracking.values import Scalar, decode
+from tracking.values import decode
 
 State = Literal["finished", "preempted", "crashed"]
 
@@ -65,13 +65,13 @@ class Row:
         n: Its number in the whole run, over all segments.
         step: The training step.
         time: When it was logged, seconds since the epoch.
-        data: Metric names and values.
+        data: Metric names and values; a mapping refers to media (`tracking.media`).
     """
 
     n: int
     step: int
     time: float
-    data: dict[str, Scalar]
+    data: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

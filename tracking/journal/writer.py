@@ -16,7 +16,7 @@ from tracking.exclusive import create_exclusive
 from tracking.journal.lines import State, dump, segment_path
 from tracking.journal.reader import Journal
 from tracking.labels import NO_LABELS, Labels
-from tracking.values import Scalar, encode
+from tracking.values import encode
 
 # What is kept in memory while the disk is full; about 250,000 rows of ten metrics.
 _MAX_PENDING_BYTES = 64 * 2**20
@@ -89,7 +89,7 @@ class JournalWriter:
             # Another process began this one meanwhile; the later one wins, as everywhere.
             segment += 1
 
-    def row(self, step: int, data: Mapping[str, Scalar]) -> None:
+    def row(self, step: int, data: Mapping[str, Any]) -> None:
         """Appends a row.
 
         Args:

@@ -1,4 +1,4 @@
-"""Calls that must come back."""
+"""Calls that must not hold their caller."""
 
 from __future__ import annotations
 
@@ -9,21 +9,36 @@ from typing import Generic, TypeVar
 Result = TypeVar("Result")
 
 
-class _Call(Generic[Result]):
+class Background(Generic[Result]):
+    """A call in a thread that ends with the process."""
+
     def __init__(self, function: Callable[[], Result]) -> None:
         self._function = function
-        self.result: Result | None = None
-        self.error: BaseException | None = None
+        self._result: Result | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
-    def run(self) -> None:
+    def is_done(self, wait: float = 0.0) -> bool:
+        """Tells whether the call has come back, after at most `wait` seconds."""
+        self._thread.join(wait)
+        return not self._thread.is_alive()
+
+    def result(self) -> Result:
+        """What the call that has come back returned; raises what it raised."""
+        if self._error is not None:
+            raise self._error
+        return self._result  # type: ignore[return-value]
+
+    def _run(self) -> None:
         try:
-            self.result = self._function()
-        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
-            self.error = error
+            self._result = self._function()
+        except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+            self._error = error
 
 
 def bounded(function: Callable[[], Result], seconds: float) -> Result:
-    """Calls a function and gives up waiting for it after a while; it then goes on in a thread that ends with us.
+    """Calls a function and gives up waiting for it after a while; it then goes on in its thread.
 
     Args:
         function: What to call.
@@ -35,12 +50,7 @@ def bounded(function: Callable[[], Result], seconds: float) -> Result:
     Raises:
         TimeoutError: It has not come back; otherwise whatever it raised.
     """
-    call = _Call(function)
-    thread = threading.Thread(target=call.run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    if call.error is not None:
-        raise call.error
-    return call.result  # type: ignore[return-value]
+    call = Background(function)
+    if not call.is_done(max(0.0, seconds)):
+        raise TimeoutError(f"no answer within {seconds:.1f} s")
+    return call.result()

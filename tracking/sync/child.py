@@ -28,6 +28,7 @@ from tracking.sync.view import NotConfirmedError
 
 _ATTEMPTS = 3
 _RETRY_S = 2.0
+_NICE = 5
 
 # Set by users for runs of their own; here they would change the id or attach to a service of the training process.
 _FOREIGN = ("WANDB_RESUME", "WANDB_RUN_ID", "WANDB_SERVICE", "WANDB_MODE", "WANDB_DIR", "WANDB_DISABLED")
@@ -36,15 +37,19 @@ _FOREIGN = ("WANDB_RESUME", "WANDB_RUN_ID", "WANDB_SERVICE", "WANDB_MODE", "WAND
 def main() -> int:
     """Runs the child; returns its exit code."""
     task = parse_task(sys.argv[1:], __doc__)
-    # Training has the first call on the node's cores.
-    os.nice(10)
     for name in _FOREIGN:
         os.environ.pop(name, None)
     progress = Progress()
     try:
         if task.mode == "probe":
             task = _ask(task)
-        feed(task, progress)
+        # Training has the first call on the node's cores. It waits for the verdict, so not before that.
+        os.nice(max(0, _NICE - os.nice(0)))
+        if not feed(task, progress):
+            print(f"segment {task.segment} has a successor, whose child goes on", flush=True)
+            _end_services()
+            # W&B's exit handlers would tell the server that the run has ended.
+            os._exit(0)
     except UserError as error:
         return _failed(task, progress, str(error))
     except Exception as error:  # noqa: BLE001 - whatever W&B raises, the journal is there to begin again from
@@ -83,7 +88,7 @@ def next_task(task: Task, progress: Progress, error: Exception) -> Task | None:
 
 
 def _ask(task: Task) -> Task:
-    verdict = probe()
+    verdict = probe(task.probe_timeout)
     print(f"probe: {verdict}", flush=True)
     if task.verdict_fd is not None:
         with os.fdopen(task.verdict_fd, "w") as pipe:
@@ -110,7 +115,8 @@ def _end_services() -> None:
 def _failed(task: Task, progress: Progress, error: str) -> int:
     print(f"error: {error}", file=sys.stderr)
     status = SyncStatus(task.segment or 0, task.mode, "failed", rows=progress.rows, error=error)
-    write_status(task.run_dir, status)
+    with suppress(OSError):  # the log has the same words
+        write_status(task.run_dir, status)
     return 1
 
 

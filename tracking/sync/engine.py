@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tracking.identity import Identity
-from tracking.journal import Config, End, Event, Metadata, Row
+from tracking.journal import Config, End, Event, Metadata, Row, Segment
 from tracking.labels import Labels
+from tracking.sync.media import shown
 
 PREEMPTED_EXIT_CODE = 143
 
@@ -71,11 +72,12 @@ def open_run(identity: Identity, labels: Labels, *, mode: SyncMode, directory: P
     return run
 
 
-def replay(run: Any, rows: Iterable[Row], start: int) -> int:
+def replay(run: Any, run_dir: Path, rows: Iterable[Row], start: int) -> int:
     """Logs the rows from `start` on.
 
     Args:
         run: A `wandb.Run`.
+        run_dir: Where the files are that rows refer to.
         rows: Rows in the order of their number.
         start: The number of the first row that the run does not have.
 
@@ -85,7 +87,7 @@ def replay(run: Any, rows: Iterable[Row], start: int) -> int:
     for row in rows:
         if row.n >= start:
             # W&B takes the time of a row from the row, so that the wall-clock axis shows when it was trained.
-            run.log({**row.data, "train/step": row.step, "_timestamp": row.time}, step=row.n, commit=True)
+            run.log({**shown(run_dir, row), "train/step": row.step, "_timestamp": row.time}, step=row.n, commit=True)
             start = row.n + 1
     return start
 
@@ -109,22 +111,36 @@ def close_run(run: Any, end: End | None) -> None:
 class Replay:
     """A W&B run that is being fed from a journal's events.
 
+    Configurations are merged into the run's config. What is known of the first segment's process stands there as
+    `metadata`, of later ones under `segments`.
+
     Attributes:
         run: The `wandb.Run`.
         next_row: The number of the first row that the run does not have.
     """
 
-    def __init__(self, run: Any, start: int = 0) -> None:
+    def __init__(self, run: Any, run_dir: Path, start: int = 0) -> None:
         self.run = run
         self.next_row = start
+        self._run_dir = run_dir
+        self._segment = 0
+        self._segments: dict[str, Any] = {}
 
     def apply(self, events: Iterable[Event]) -> None:
-        """Logs rows and puts configuration and metadata into the run's config."""
+        """Logs rows, and puts configuration and metadata into the run's config."""
         for event in events:
             match event:
                 case Row():
-                    self.next_row = replay(self.run, [event], self.next_row)
+                    self.next_row = replay(self.run, self._run_dir, [event], self.next_row)
                 case Config():
-                    self.run.config.update(event.config, allow_val_change=True)
+                    self._configure(event.config)
+                case Segment():
+                    self._segment = event.segment
+                case Metadata() if self._segment == 0:
+                    self._configure({"metadata": event.metadata})
                 case Metadata():
-                    self.run.config.update({"metadata": event.metadata}, allow_val_change=True)
+                    self._segments[str(self._segment)] = event.metadata
+                    self._configure({"segments": dict(self._segments)})
+
+    def _configure(self, config: dict[str, Any]) -> None:
+        self.run.config.update(config, allow_val_change=True)

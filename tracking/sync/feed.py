@@ -6,6 +6,7 @@ import os
 import select
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,12 +41,15 @@ class Progress:
     ended: bool = False
 
 
-def feed(task: Task, progress: Progress) -> None:
+def feed(task: Task, progress: Progress) -> bool:
     """Replays the journal until it ends.
 
     Args:
         task: What to do.
         progress: Kept up to date.
+
+    Returns:
+        False when a later segment of the run began, which has a child of its own: W&B's run is then left open.
 
     Raises:
         UserError: The run folder holds no run, or W&B's folder cannot be written.
@@ -64,13 +68,13 @@ def feed(task: Task, progress: Progress) -> None:
         progress.rows = view.replay.next_row
         if task.segment is not None and follower.segment > task.segment:
             view.abandon()
-            _write(task, view, "replaced")
-            return
+            return False
         end = events[-1] if events and isinstance(events[-1], End) else None
         progress.ended = end is not None or gone
         if progress.ended:
             break
         if time.monotonic() >= status_due:
+            _sync_journal(task, follower)
             _write(task, view, "running")
             status_due = time.monotonic() + _STATUS_S
         view.check()
@@ -79,6 +83,7 @@ def feed(task: Task, progress: Progress) -> None:
         gone = parent.is_gone()
         events = follower.poll()
     _write(task, view, "done", view.close(end))
+    return True
 
 
 class Parent:
@@ -110,16 +115,21 @@ def _open(task: Task, events: list[Event]) -> View:
     last = next((event for event in reversed(events) if isinstance(event, Segment)), None)
     labels = Labels(last.tags, last.group, last.job_type, last.notes) if last is not None else NO_LABELS
     if task.mode == "online":
-        return OnlineView(identity, labels, task.wandb_dir, task.finish_timeout)
-    return OfflineView(identity, labels, task.wandb_dir)
+        return OnlineView(identity, labels, task.run_dir, task.wandb_dir, task.finish_timeout)
+    return OfflineView(identity, labels, task.run_dir, task.wandb_dir)
 
 
 def _apply(task: Task, view: View, follower: Follower, events: list[Event]) -> None:
-    journal = segment_path(task.run_dir, follower.segment)
-    if events and task.mode == "online" and journal.exists():
+    if events and task.mode == "online":
         # What the server has seen must be in the journal even after a power cut.
-        fsync_file(journal)
+        _sync_journal(task, follower)
     view.replay.apply(events)
+
+
+def _sync_journal(task: Task, follower: Follower) -> None:
+    """Makes the journal durable from here, which spares the training process the wait and shows it to other hosts."""
+    with suppress(OSError):  # a full disk; the training process says so
+        fsync_file(segment_path(task.run_dir, follower.segment))
 
 
 def _write(task: Task, view: View, state: State, shown: Shown | None = None) -> None:
@@ -134,4 +144,7 @@ def _write(task: Task, view: View, state: State, shown: Shown | None = None) -> 
         url=view.url,
         error=task.reason,
     )
-    write_status(task.run_dir, status)
+    try:
+        write_status(task.run_dir, status)
+    except OSError as error:
+        print(f"sync.json cannot be written: {error}", flush=True)

@@ -33,7 +33,7 @@ class OfflineView:
 
     url: str | None = None
 
-    def __init__(self, identity: Identity, labels: Labels, wandb_dir: Path) -> None:
+    def __init__(self, identity: Identity, labels: Labels, run_dir: Path, wandb_dir: Path) -> None:
         """Opens the run in a folder that nobody uploads yet.
 
         Raises:
@@ -42,7 +42,7 @@ class OfflineView:
         self._identity = identity
         self._wandb_dir = wandb_dir
         self._building = make_building_folder(wandb_dir, identity.run_id)
-        self.replay = Replay(open_run(identity, labels, mode="offline", directory=self._building))
+        self.replay = Replay(open_run(identity, labels, mode="offline", directory=self._building), run_dir)
 
     def check(self) -> None:
         """A folder takes everything."""
@@ -53,8 +53,7 @@ class OfflineView:
         return Shown(folder=publish(self._building, self._wandb_dir, self._identity.run_id))
 
     def abandon(self) -> None:
-        """Ends the run and removes its folder: the successor writes all of it."""
-        self.replay.run.finish(exit_code=1)
+        """Removes the folder: the successor writes all of it."""
         shutil.rmtree(self._building, ignore_errors=True)
 
 

@@ -11,11 +11,13 @@ from tracking.labels import Labels
 from tracking.sync import offline
 from tracking.sync.bounded import bounded
 from tracking.sync.engine import Replay, close_run, open_run
+from tracking.sync.uploads import Uploads
 from tracking.sync.view import NotConfirmedError, Shown, StreamLostError
 
 # W&B's client keeps silent about a stream that the server refuses for good (401, 403 or 404 in the middle of a run).
 _CHECK_S = 60.0
 _API_TIMEOUT_S = 5
+_UPLOADS_S = 5.0
 
 
 class OnlineView:
@@ -25,7 +27,9 @@ class OnlineView:
         start: How many rows the server had when this view opened.
     """
 
-    def __init__(self, identity: Identity, labels: Labels, wandb_dir: Path, finish_timeout: float) -> None:
+    def __init__(
+        self, identity: Identity, labels: Labels, run_dir: Path, wandb_dir: Path, finish_timeout: float
+    ) -> None:
         """Opens the run and asks the server what it has.
 
         Raises:
@@ -33,7 +37,8 @@ class OnlineView:
         """
         run = open_run(identity, labels, mode="online", directory=wandb_dir)
         self.start = int(run.step)
-        self.replay = Replay(run, start=self.start)
+        self.replay = Replay(run, run_dir, start=self.start)
+        self._uploads = Uploads(run, run_dir)
         self.url: str | None = run.url
         self._path = f"{run.entity}/{run.project}/{run.id}"
         self._identity = identity
@@ -41,12 +46,17 @@ class OnlineView:
         # Half of the time to push, a fifth to be sure, the rest for an offline folder where both failed.
         self._push_seconds = finish_timeout * 0.5
         self._confirm_seconds = finish_timeout * 0.2
+        self._uploads_due = 0.0
         self._checked_at = time.monotonic()
         self._due = self.start
 
     def check(self) -> None:
-        """Asks, once a minute, whether what was given a minute ago has arrived."""
-        if time.monotonic() - self._checked_at < _CHECK_S:
+        """Moves uploads on; asks, once a minute, whether what was given a minute ago has arrived."""
+        now = time.monotonic()
+        if now >= self._uploads_due:
+            self._uploads.advance()
+            self._uploads_due = now + _UPLOADS_S
+        if now - self._checked_at < _CHECK_S:
             return
         try:
             confirmed = rows_on_server(self._path)
@@ -62,8 +72,10 @@ class OnlineView:
     def close(self, end: End | None) -> Shown:
         """Ends the run, and waits until the server says that it has every row."""
         rows = self.replay.next_row
+        deadline = time.monotonic() + self._push_seconds
+        self._uploads.wait(self._push_seconds / 2)
         try:
-            bounded(lambda: close_run(self.replay.run, end), self._push_seconds)
+            bounded(lambda: close_run(self.replay.run, end), deadline - time.monotonic())
         except TimeoutError as error:
             raise NotConfirmedError(f"the server did not take everything: {error}") from error
         confirmed = self._wait_for(rows)
@@ -72,8 +84,7 @@ class OnlineView:
         return Shown(url=self.url, confirmed=confirmed)
 
     def abandon(self) -> None:
-        """Leaves the W&B run as it is: the successor goes on with it."""
-        bounded(lambda: self.replay.run.finish(exit_code=1), self._push_seconds)
+        """Does nothing: the successor goes on with the W&B run."""
 
     def _wait_for(self, rows: int) -> int:
         deadline = time.monotonic() + self._confirm_seconds

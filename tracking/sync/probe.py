@@ -12,8 +12,6 @@ from urllib.parse import urlsplit
 from tracking.sync.bounded import bounded
 from tracking.sync.engine import SyncMode
 
-PROBE_SECONDS = 2.0
-
 _QUERY = {"query": "query Viewer { viewer { id entity } }"}
 
 
@@ -32,7 +30,7 @@ class Verdict:
     base_url: str
 
 
-def probe(seconds: float = PROBE_SECONDS) -> Verdict:
+def probe(seconds: float) -> Verdict:
     """Sends one authenticated question to the server that wandb's settings name, through the proxies that they name.
 
     Args:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -96,3 +97,8 @@ class SyncProcess:
             return self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             return None
+
+
+def replay_command(run_dir: Path, wandb_dir: Path) -> str:
+    """The command that writes W&B's offline folder of a run from its journal, ready to be pasted into a shell."""
+    return shlex.join(["python", "-m", "tracking.sync.child", str(run_dir), f"--wandb-dir={wandb_dir}"])

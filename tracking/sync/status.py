@@ -9,7 +9,7 @@ from typing import Literal
 
 from tracking.files import read_json, write_json
 
-State = Literal["running", "done", "replaced", "failed"]
+State = Literal["running", "done", "failed"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class SyncStatus:
     Attributes:
         segment: The journal segment that it was started for.
         mode: `online` or `offline`.
-        state: `replaced` when a later segment of the run began, which has a child of its own.
+        state: `done` when W&B has every row, `failed` when it has not and nothing more is tried.
         rows: How many rows of the run W&B has been given.
         confirmed: How many rows the server said it has, at the end of an online segment.
         folder: W&B's offline folder, once it is published.

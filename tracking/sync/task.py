@@ -22,6 +22,7 @@ class Task:
         parent: The training process, or None to replay what is there and end.
         segment: The segment that the parent writes; None without a parent.
         finish_timeout: Seconds that the parent waits for the child after the segment's end.
+        probe_timeout: Seconds that the server may take to answer the probe.
         verdict_fd: Where the probe's verdict is written for the parent, as one line of JSON.
         attempt: How often this child has begun without getting further, from 1.
         since: How many rows the server had when the first of these attempts began.
@@ -34,6 +35,7 @@ class Task:
     parent: int | None = None
     segment: int | None = None
     finish_timeout: float = 20.0
+    probe_timeout: float = 1.5
     verdict_fd: int | None = None
     attempt: int = 1
     since: int = 0
@@ -58,6 +60,7 @@ def parse_task(arguments: Sequence[str], description: str | None) -> Task:
     parser.add_argument("--parent", type=int, help="the training process; without it, replay what is there and end")
     parser.add_argument("--segment", type=int)
     parser.add_argument("--finish-timeout", type=float, default=20.0)
+    parser.add_argument("--probe-timeout", type=float, default=1.5)
     parser.add_argument("--verdict-fd", type=int)
     parser.add_argument("--attempt", type=int, default=1)
     parser.add_argument("--since", type=int, default=0)

@@ -51,4 +51,4 @@ class View(Protocol):
         """Ends the W&B run; raises `NotConfirmedError` when not all of it has arrived."""
 
     def abandon(self) -> None:
-        """Leaves the run to a successor."""
+        """Leaves the run to a successor, without a word to W&B; this process then ends at once."""

@@ -1,0 +1,25 @@
+"""Two ranks of which the second one alone gets USR2 at its fifth step; each prints the step at which it stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import torch.distributed as dist
+
+from gilbreth_phase0.ranks import Ranks, meet
+from gilbreth_phase0.stop import Stop, StopProtocol
+
+ranks = Ranks.from_environment()
+stop = StopProtocol(ranks.rank)
+stop.install()
+dist.init_process_group("gloo", store=meet(ranks), rank=ranks.rank, world_size=ranks.world_size)
+stop.connect(dist.new_group(backend="gloo"))
+for step in range(1, 20):
+    if step == 5 and ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGUSR2)
+    answer = stop.at_boundary()
+    if answer is not Stop.NO:
+        print(f"{answer.name} at step {step}")
+        break
+dist.destroy_process_group()

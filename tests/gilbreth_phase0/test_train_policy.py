@@ -1,0 +1,144 @@
+"""The stage program `bc` by its real command line: what it refuses, and what a whole run leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tracking import checkpoints, read_journal
+from tracking.files import read_json
+
+from rank_pairs import ROOT, rank_environment
+from tiny_dataset import EPISODES, FRAMES, SMALL, make_tiny_dataset
+
+PROGRAM = [sys.executable, "-m", "gilbreth_phase0.train_policy"]
+
+
+def bc(*flags: str | Path, timeout: float = 60, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PROGRAM, *flags],
+        cwd=ROOT,
+        env={**rank_environment(), **environ},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def check_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout == ""
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def test_help_fits_a_terminal_and_comes_at_once() -> None:
+    began = time.monotonic()
+    done = bc("--help", COLUMNS="80")
+    seconds = time.monotonic() - began
+    assert done.returncode == 0
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+    for flag in ("--run-dir", "--repo-ids", "--batch-size", "--zero-stage", "--eval-episodes"):
+        assert flag in done.stdout
+    # PyTorch alone takes longer to import; 0.6 s was measured.
+    assert seconds < 5
+    heavy = "import sys, gilbreth_phase0.train_policy; print({'torch', 'lerobot', 'robosuite'} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", heavy], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert loaded.stdout == "set()\n"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    (root / "there" / "meta").mkdir(parents=True)
+    (root / "there" / "meta" / "info.json").write_text("{}")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--policy-settings={dim_model: 64}"], ["--policy-settings '{dim_model: 64}' is not JSON"]),
+        (["--policy-settings=[1]"], ["--policy-settings '[1]'", "expected an object"]),
+        (["--n-action-steps=11"], ["--n-action-steps 11", "only the 10 actions", "--action-chunk-size"]),
+        (["--batch-size=64", "--gradient-accumulation=3"], ["--batch-size 64", "multiple of 3", "for example 66"]),
+        (["--batch-size=0"], ["--batch-size 0", "greater than or equal to 1"]),
+        (["--repo-ids=lfit"], ["no dataset at ", "lfit", "gilbreth_phase0.collect --repo-id lfit --root"]),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_written(
+    flags: list[str], words: list[str], data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    done = bc(f"--run-dir={run}", f"--root={data}", "--repo-ids=there", *flags)
+    check_refused(done, *words)
+    assert not run.exists()
+
+
+def test_a_batch_must_be_shared_by_all_ranks(data: Path, tmp_path: Path) -> None:
+    flags = [f"--run-dir={tmp_path}", f"--root={data}", "--repo-ids=there", "--batch-size=64"]
+    check_refused(bc(*flags, WORLD_SIZE="3", RANK="1"), "--batch-size 64 cannot be shared by 3 ranks")
+    assert (tmp_path / "refused").exists(), "in a run folder that is there, the batch script finds the refusal"
+
+
+@pytest.mark.train
+def test_a_run_folder_that_cannot_be_written_is_refused(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = bc(f"--run-dir={tmp_path}/file/run", f"--root={data}", "--repo-ids=there")
+    check_refused(done, f"the run folder {tmp_path}/file/run cannot be written: Not a directory", "--run-dir")
+
+
+@pytest.mark.train
+def test_a_gpu_that_is_not_there_is_refused(data: Path, tmp_path: Path) -> None:
+    done = bc(f"--run-dir={tmp_path / 'run'}", f"--root={data}", "--repo-ids=there", "--device=cuda")
+    check_refused(done, "--device 'cuda': PyTorch sees no GPU here", "--device cpu")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.train
+@pytest.mark.sim
+def test_a_whole_run_without_zero(tmp_path: Path) -> None:
+    """GIVEN ZeRO stage 0 and one process THEN the run ends in a bundle, an evaluation and a done record."""
+    make_tiny_dataset(tmp_path / "data")
+    run = tmp_path / "it's a run"
+    flags = [
+        f"--run-dir={run}",
+        f"--root={tmp_path / 'data'}",
+        "--repo-ids=tiny",
+        f"--policy-settings={json.dumps(SMALL)}",
+        *("--zero-stage=0", "--batch-size=8", "--training-steps=6", "--save-freq=4", "--log-interval=2"),
+        *("--eval-episodes=1", "--device=cpu"),
+    ]
+    environ = {"MUJOCO_GL": os.environ.get("MUJOCO_GL", "osmesa")}
+    done = bc(*flags, timeout=180, **environ)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{EPISODES * FRAMES} frames of {EPISODES} episodes: 6 steps of 8 samples, 1 rank(s)" in done.stdout
+    assert "evaluation on seeds 100000 to 100000: " in done.stdout
+    assert read_json(run / "done.json")["step"] == 6
+    assert read_json(run / "evaluation.json")["trained"]["trials"] == 1
+    assert {"config.json", "model.safetensors", "environment.json"} <= {
+        path.name for path in (run / "bundle").iterdir()
+    }
+    whole = checkpoints.newest_whole(run / "checkpoints", print)
+    assert whole is not None and (whole[1].step, whole[1].zero_stage) == (6, 0)
+    journal = read_journal(run)
+    assert [row.step for row in journal.rows if "loss/total" in row.data] == [2, 4, 6]
+    assert journal.rows[-1].data["eval/episodes"] == 1.0
+
+    def contents() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    before = contents()
+    again = bc(*flags)
+    assert (again.returncode, again.stdout) == (0, f"{run} is complete already; nothing to do\n"), again.stderr
+    assert contents() == before
