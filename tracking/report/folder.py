@@ -146,7 +146,7 @@ def sync_in_words(run_dir: Path, rows: int, now: float) -> Sync:
     if status.state == "failed":
         return Sync("bad", "Failed", f"The last attempt failed: {status.error}. The journal has every row.", rebuild)
     silent = now - status.time > _SILENT_S
-    if status.state == "replaced" or (status.state == "running" and silent):
+    if status.state == "running" and silent:
         text = (
             f"The sync process was last heard of {duration(now - status.time)} before this report "
             f"({when(status.time)}), with {status.rows:,} of {many(rows, 'row')} read. It has probably died with its "
