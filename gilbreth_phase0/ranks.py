@@ -209,11 +209,16 @@ def initialise(ranks: Ranks, device: str) -> None:
 
 
 def keep_extensions_here() -> None:
-    """Keeps what DeepSpeed compiles inside this Python environment, where that can be written.
+    """Makes DeepSpeed compile with this environment's ninja, and into the environment where that can be written.
 
-    PyTorch's default is one folder in the home. Two checkouts that share it compile the same extension from different
-    paths, and each deletes the other's while jobs load it.
+    PyTorch's default is one folder in the home and the first ninja on the PATH. Two checkouts that share the folder
+    compile the same extension from different paths, and two versions of ninja see each other's result as outdated:
+    both compile again, while jobs load what is deleted for it.
     """
+    programs = str(Path(sys.executable).parent)
+    path = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    if path[0] != programs:
+        os.environ["PATH"] = os.pathsep.join([programs, *path])
     if os.access(sys.prefix, os.W_OK):
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 

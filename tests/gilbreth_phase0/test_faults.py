@@ -104,10 +104,10 @@ def test_power_cut_of_a_node(lab: Lab, data: Path, undisturbed: BcRun, tmp_path:
 
 
 def test_a_time_limit_that_the_work_does_not_fit(lab: Lab, data: Path, undisturbed: BcRun, tmp_path: Path):
-    """As many steps as this machine does in 150 seconds, with a limit of two minutes."""
+    """As many steps as this machine does in 130 seconds, with a limit of two minutes."""
     rows = undisturbed.journal().rows
     seconds_per_step = (rows[-1].time - rows[0].time) / (len(rows) - 1)
-    steps = round(150 / seconds_per_step)
+    steps = round(130 / seconds_per_step)
     settings = ["bc.save_freq=200", "bc.log_interval=1"]
     whole = submit_bc(lab, tmp_path / "whole", data, steps, *settings)
     whole.wait_until_done(600)

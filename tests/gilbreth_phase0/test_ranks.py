@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -119,6 +120,7 @@ def test_ports_are_the_same_on_every_rank_and_below_those_of_outgoing_connection
 
 def test_compiled_extensions_belong_to_this_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two checkouts that compile into one folder delete each other's extension while jobs load it."""
+    monkeypatch.setenv("PATH", "/usr/bin")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/where/the/user/said")
     keep_extensions_here()
     assert os.environ["TORCH_EXTENSIONS_DIR"] == "/where/the/user/said"
@@ -127,7 +129,19 @@ def test_compiled_extensions_belong_to_this_environment(monkeypatch: pytest.Monk
     assert Path(os.environ["TORCH_EXTENSIONS_DIR"]).is_relative_to(sys.prefix)
 
 
+def test_the_ninja_of_this_environment_is_found_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Another version sees what this one compiled as outdated, and compiles it again under running jobs."""
+    (tmp_path / "ninja").symlink_to("/bin/true")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/where/the/user/said")
+    for _ in range(2):
+        keep_extensions_here()
+        assert os.environ["PATH"] == f"{Path(sys.executable).parent}:{tmp_path}:/usr/bin:/bin"
+    assert shutil.which("ninja") == str(Path(sys.executable).with_name("ninja"))
+
+
 def test_an_environment_of_others_is_not_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin")
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
     monkeypatch.setattr(sys, "prefix", "/nowhere")
     keep_extensions_here()

@@ -197,8 +197,8 @@ def test_a_job_stops_when_a_measured_save_no_longer_fits(
 
 
 def test_a_job_stops_when_two_more_steps_no_longer_fit(ends_in) -> None:
-    """GIVEN 8 s (± 0.5) to the end THEN two steps of 0.45 s and the reserve of 5 s fit, and two of 1.8 s do not."""
-    stop = ends_in(8)
+    """GIVEN 10 s (± 0.5) to the end THEN two steps of 0.45 s and the reserve of 5 s fit, and two of 1.8 s do not."""
+    stop = ends_in(10)
     time.sleep(0.45)
     assert stop.at_boundary() is Stop.NO
     for _ in range(2):
