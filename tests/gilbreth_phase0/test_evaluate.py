@@ -87,7 +87,7 @@ def test_a_bundle_without_an_environment_asks_for_the_dataset(tmp_path: Path) ->
 def test_a_run_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "environment.json").write_text(ENVIRONMENT.model_dump_json())
-    with pytest.raises(UserError, match=r"cannot make the run folder .*config\.json/run"):
+    with pytest.raises(UserError, match=r"the run folder .*config\.json/run cannot be written"):
         evaluate.main(Arguments(policy=tmp_path, run_dir=tmp_path / "config.json" / "run"))
 
 
