@@ -23,6 +23,9 @@ from tracking.ownership import AttemptKey, OwnershipLostError, owner_of
 REFUSED_EXIT_CODE = 2
 """Refused input: no requeue can mend it."""
 
+MAX_ATTEMPTS = 50
+"""How many attempts a run may have: more than a week of four-hour jobs."""
+
 _ATTEMPTS_WITHOUT_PROGRESS = 2
 
 
@@ -58,17 +61,23 @@ class AttemptRecord:
     time: float
 
 
-def record_requeue(run_dir: Path, key: AttemptKey, step: int) -> None:
-    """Records that an attempt has saved and is about to be requeued by its own rank 0."""
-    keep(run_dir, AttemptRecord(str(key), None, step, Outcome.REQUEUE, "stopped at a step boundary", time.time()))
+def claim_requeue(run_dir: Path, key: AttemptKey) -> bool:
+    """Asks, for an attempt that stopped by itself and has saved, whether it may have itself requeued.
+
+    The answer is recorded, so that the batch script does not requeue it a second time.
+    """
+    record = decide(run_dir, None, key, MAX_ATTEMPTS, cancelled=False)
+    keep(run_dir, record)
+    print(f"{record.outcome.value}: {record.reason}", flush=True)
+    return record.outcome is Outcome.REQUEUE
 
 
-def decide(run_dir: Path, exit_code: int, key: AttemptKey, max_attempts: int, cancelled: bool) -> AttemptRecord:
+def decide(run_dir: Path, exit_code: int | None, key: AttemptKey, max_attempts: int, cancelled: bool) -> AttemptRecord:
     """Decides what follows an attempt.
 
     Args:
         run_dir: The run folder.
-        exit_code: srun's exit code.
+        exit_code: srun's exit code; None where the attempt itself asks, after a planned stop.
         key: The attempt that ended.
         max_attempts: How many attempts a run may have in all.
         cancelled: Whether Slurm says that the job was cancelled.
@@ -89,13 +98,15 @@ def decide(run_dir: Path, exit_code: int, key: AttemptKey, max_attempts: int, ca
     elif exit_code == OwnershipLostError.exit_code or _was_succeeded(run_dir, key):
         outcome, reason = Outcome.END, "a later attempt has taken the run"
     elif own is not None:
-        outcome, reason = Outcome.END, "this attempt has been requeued already"
+        already = own.outcome is Outcome.REQUEUE
+        outcome, reason = Outcome.END, "this attempt has been requeued already" if already else own.reason
     elif len(earlier) + 1 >= max_attempts:
         outcome, reason = Outcome.END, f"{len(earlier) + 1} attempts have been made, {max_attempts} are allowed"
     elif len(steps) == _ATTEMPTS_WITHOUT_PROGRESS and min(steps) == step:
         outcome, reason = Outcome.END, f"{len(steps) + 1} attempts ended at step {step} without progress"
     else:
-        outcome, reason = Outcome.REQUEUE, f"exit code {exit_code}, newest checkpoint at step {step}"
+        why = "planned stop" if exit_code is None else f"exit code {exit_code}"
+        outcome, reason = Outcome.REQUEUE, f"{why}, newest checkpoint at step {step}"
     return AttemptRecord(str(key), exit_code, step, outcome, reason, time.time())
 
 
@@ -138,7 +149,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 def main(
     run_dir: Annotated[Path, typer.Option(help="The run folder.")],
     exit_code: Annotated[int, typer.Option(help="srun's exit code.")],
-    max_attempts: Annotated[int, typer.Option(help="How many attempts the run may have in all.", min=1)] = 50,
+    max_attempts: Annotated[int, typer.Option(help="How many attempts the run may have in all.", min=1)] = MAX_ATTEMPTS,
 ) -> None:
     """Prints `done|end|requeue: reason` and exits with 0, 1 or 75."""
     key = AttemptKey.from_environment()

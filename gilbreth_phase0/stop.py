@@ -160,19 +160,20 @@ class StopProtocol:
         """Leaves what happened since the last boundary (a save, an evaluation) out of the step time."""
         self._last_step_at = time.monotonic()
 
-    def hand_on(self, stop: Stop, before_requeue: Callable[[], None]) -> None:
+    def hand_on(self, stop: Stop, may_requeue: Callable[[], bool]) -> None:
         """Ends this process after the save: rank 0 requeues, the others wait to be ended. Does not return.
 
         Args:
             stop: What `at_boundary` said. TERM ends the run; it does not requeue it.
-            before_requeue: Run by rank 0 before it asks for the requeue, to record that it did.
+            may_requeue: Asked by rank 0 before the requeue; records the answer.
         """
         if stop is Stop.TERMINATE:
             sys.exit(TERMINATED_EXIT_CODE)
         if self._requeue_handler is None:
             sys.exit(REQUEUE_EXIT_CODE)
         if self._rank == 0:
-            before_requeue()
+            if not may_requeue():
+                sys.exit(1)
             # submitit's handler is what writes the pickle that the next attempt starts from, and calls scontrol.
             self._requeue_handler(signal.SIGUSR2, None)
         deadline = time.monotonic() + _WAIT_TO_BE_ENDED_SECONDS

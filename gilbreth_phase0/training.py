@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gilbreth_phase0.attempt import record_requeue
+from gilbreth_phase0.attempt import claim_requeue
 from gilbreth_phase0.engine import Checkpointer, Optimisation
 from gilbreth_phase0.job import Job
 from gilbreth_phase0.progress import progress
@@ -171,4 +171,4 @@ class Trainer:
         state: State = "preempted" if stop is Stop.REQUEUE else "crashed"
         self.tracker.finish(exit_code=TERMINATED_EXIT_CODE, state=state)
         key = AttemptKey.from_environment()
-        self.job.stop.hand_on(stop, before_requeue=lambda: record_requeue(self.job.run_dir, key, self.saved_step))
+        self.job.stop.hand_on(stop, may_requeue=lambda: claim_requeue(self.job.run_dir, key))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gilbreth_phase0.attempt import Outcome, decide, read_attempts, record_requeue
+from gilbreth_phase0.attempt import Outcome, claim_requeue, decide, read_attempts
 from tracking.files import write_json
 from tracking.ownership import AttemptKey, Owner
 
@@ -40,7 +40,7 @@ def test_refused_input_and_a_cancelled_job_end(tmp_path: Path, exit_code: int, c
 
 
 def test_an_attempt_that_requeued_itself_is_not_requeued_again(tmp_path: Path):
-    record_requeue(tmp_path, AttemptKey("7", 0), step=5)
+    assert claim_requeue(tmp_path, AttemptKey("7", 0))
     assert after(tmp_path, 0, exit_code=255) is Outcome.END
     assert after(tmp_path, 1) is Outcome.REQUEUE, "the next attempt is another one"
 
@@ -76,3 +76,11 @@ def test_an_attempt_that_lost_its_run_does_not_requeue_its_successor(
 def test_an_attempt_that_crashed_before_it_took_the_run_is_requeued(tmp_path: Path):
     Owner.claim(tmp_path, AttemptKey("7", 0))
     assert after(tmp_path, 1) is Outcome.REQUEUE
+
+
+def test_planned_stops_without_progress_end_too(tmp_path: Path):
+    """An evaluation that does not fit the time limit would be begun again for ever."""
+    checkpoint(tmp_path, 100)
+    assert [claim_requeue(tmp_path, AttemptKey("7", restart)) for restart in range(3)] == [True, True, False]
+    record = decide(tmp_path, 1, AttemptKey("7", 2), 50, cancelled=False)
+    assert (record.outcome, record.reason) == (Outcome.END, "3 attempts ended at step 100 without progress")

@@ -99,7 +99,7 @@ HAND_ON = """
 signal.signal(signal.SIGUSR2, lambda number, frame: (print("requeue", number == signal.SIGUSR2), sys.exit(9)))
 stop = StopProtocol(0)
 stop.install()
-stop.hand_on(Stop.{answer}, before_requeue=lambda: print("recorded"))
+stop.hand_on(Stop.{answer}, may_requeue=lambda: print("recorded") is None)
 """
 
 
