@@ -39,10 +39,11 @@ def scalar(value: Any) -> Scalar:
         # A NumPy float64 is a float; its plain form keeps JSON and the journal's readers simple.
         return value if type(value) in (float, int, bool, str, type(None)) else value.item()  # type: ignore[union-attr]
     if hasattr(value, "item"):
-        try:
-            read = value.item()
-        except (ValueError, RuntimeError) as error:
-            raise TypeError(f"a {type(value).__name__} of several elements is not a metric") from error
+        # Counted first: an error of `item()` itself is the device's, and must not read as a metric of the wrong shape.
+        count = value.numel() if hasattr(value, "numel") else getattr(value, "size", 1)
+        if count != 1:
+            raise TypeError(f"a {type(value).__name__} of {count} elements is not a metric")
+        read = value.item()
         if isinstance(read, float | int | bool | str):
             return read
     raise TypeError(f"a {type(value).__name__} is not a metric")
