@@ -38,6 +38,8 @@ class Intent:
         aliases: Names of this version beside `latest`.
         metadata: Plain values.
         created: Seconds since the epoch.
+        stamps: Size and time of change of each file when it was put aside, by its name in the artifact; empty for
+            files that are never written again.
     """
 
     name: str
@@ -46,10 +48,13 @@ class Intent:
     aliases: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     created: float = field(default_factory=time.time)
+    stamps: Mapping[str, list[int]] = field(default_factory=dict)
 
 
 def put_intent(run_dir: Path, intent: Intent) -> Path:
     """Puts an upload aside, once: what is there already, with the same files and aliases, is not put again.
+
+    The same path with other contents is another upload, as the stamps tell.
 
     Args:
         run_dir: The run folder.
@@ -69,15 +74,32 @@ def put_intent(run_dir: Path, intent: Intent) -> Path:
     for path in _intent_files(run_dir):
         number = int(path.name.split("-")[0]) + 1
         there = read_intent(path)
-        if (there.name, there.type, there.files, there.aliases) == (
-            intent.name, intent.type, dict(intent.files), intent.aliases
-        ):  # fmt: skip
+        if _content(there) == _content(intent):
             return path
     while True:
         path = folder / f"{number:03d}-{intent.name}.json"
         if create_exclusive(path, (json.dumps(asdict(intent), indent=2) + "\n").encode()):
             return path
         number += 1
+
+
+def stamp(file: Path) -> list[int]:
+    """Size in bytes and time of change in nanoseconds of a file."""
+    found = file.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def changed_file(run_dir: Path, intent: Intent) -> str | None:
+    """The first file that is not what it was when the upload was put aside, or None."""
+    for name, was in intent.stamps.items():
+        file = run_dir / intent.files[name]
+        if not file.is_file() or stamp(file) != was:
+            return str(file)
+    return None
+
+
+def _content(intent: Intent) -> tuple[object, ...]:
+    return intent.name, intent.type, dict(intent.files), intent.aliases, dict(intent.stamps)
 
 
 def read_intent(path: Path) -> Intent:
@@ -99,11 +121,11 @@ def pending_intents(run_dir: Path) -> list[Path]:
 
 
 def acknowledge(path: Path, outcome: Mapping[str, Any]) -> None:
-    """Records that W&B has committed an intent.
+    """Records that W&B has committed an intent, or that nobody can upload it any more.
 
     Args:
         path: The intent's file.
-        outcome: What W&B made of it, for example its version.
+        outcome: What W&B made of it, for example its version; `dropped` and why.
     """
     write_json(_done(path), {**outcome, "time": time.time()})
 

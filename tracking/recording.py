@@ -12,6 +12,7 @@ from typing import Any
 from tracking.artifacts import put_config, put_diff
 from tracking.errors import UserError
 from tracking.identity import Identity, claim_identity
+from tracking.intents import Intent, pending_intents, put_intent
 from tracking.journal import Journal, JournalWriter, read_journal
 from tracking.journal.known import KnownPairs
 from tracking.journal.lines import State
@@ -115,6 +116,14 @@ class Recording:
         self._writer.config(config)
         self._put_aside(lambda: put_config(self.run_dir, self.identity.run_name, config))
 
+    def model(self, intent: Intent) -> None:
+        """Puts the upload of a model aside and says who uploads it."""
+        if self._put_aside(lambda: put_intent(self.run_dir, intent)) is None:
+            return
+        size = f"{len(intent.files)} file(s), {intent.metadata['bytes'] / 1e6:.1f} MB"
+        who = "the next online segment of this run uploads it" if self.is_offline() else "it is being uploaded"
+        say(f"Model {intent.name} ({size}; {', '.join(intent.aliases) or 'no alias'}): {who}.")
+
     def is_offline(self) -> bool:
         """True when W&B gets this segment from an offline folder."""
         if self._offline is None:
@@ -133,25 +142,34 @@ class Recording:
         Returns:
             False when another process has taken the run over: the recording is then closed.
         """
-        if (successor := self._writer.replaced_by()) is not None:
-            say(f"Another process continues this run ({successor.name}): this one stops recording.")
-            self._writer.close()
+        if self._has_successor():
             return False
         self._writer.flush()
         return True
 
     def finish(self, state: State, exit_code: int) -> None:
-        """Ends the segment and waits, within the plan's bound, until W&B has it."""
+        """Ends the segment and waits, within the plan's bound, until W&B has it; a successor's run is not ended."""
+        if self._has_successor():
+            return
         if self._known is not None:
             _report_skipped(self._known)
         self._writer.end(state, exit_code)
-        self._writer.close()
+        whole = self._writer.close()
         rows = self._writer.next_row
         if self._child is None:
             say(f"{rows} rows in {self.run_dir}.")
             return
-        code = self._child.wait(self._plan.finish_timeout)
+        code = self._child.wait(self._plan.finish_timeout, has_end=whole)
         self._report_end(code, self._status(), rows)
+        if waiting := len(pending_intents(self.run_dir)):
+            say(f"{waiting} artifacts wait in {self.run_dir / 'intents'}: the run's next online segment uploads them.")
+
+    def _has_successor(self) -> bool:
+        if (successor := self._writer.replaced_by()) is None:
+            return False
+        say(f"Another process continues this run ({successor.name}): this one stops recording.")
+        self._writer.close()
+        return True
 
     def _start_child(self) -> SyncProcess | None:
         task = Task(
@@ -223,8 +241,9 @@ class Recording:
         assert self._child is not None
         if status is None or status.segment != self._writer.segment:
             status = SyncStatus(self._writer.segment, self._plan.mode, "failed")
+        shown = f"{rows} rows" if status.rows >= rows else f"{status.rows} of {rows} rows"
         if code == 0 and status.mode == "online":
-            say(f"{rows} rows at {status.url}")
+            say(f"{shown} at {status.url}")
             return
         if code == 0:
             if status.error and self._offline is False:
@@ -232,7 +251,7 @@ class Recording:
                 self._print_command()
             elif self._offline is None:
                 self._announce_offline(status.error)
-            say(f"{rows} rows in {status.folder}")
+            say(f"{shown} in {status.folder}")
             return
         if code is None:
             say(f"W&B has {status.rows} of {rows} rows after {self._plan.finish_timeout:g} s.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +18,7 @@ from tracking.labels import Labels, check_tags, tag_texts
 from tracking.media import as_media
 from tracking.metrics import compute_grad_norm, get_amp_scale, get_learning_rate
 from tracking.mode import decide_mode
+from tracking.models import model_intent, model_name, uploads_wanted
 from tracking.recording import Plan, Recording, say
 from tracking.redact import redact
 from tracking.throughput import Throughput
@@ -112,7 +113,9 @@ class ExperimentTracker:
         self._throughput = Throughput(ranks.world_size())
         self._before_flush = before_flush
         self._warned: set[str] = set()
+        self._upload_models = uploads_wanted()
         folder = run_folder(run_dir, resume_id, name, tags)
+        self._tags = tags
         self._recording = Recording(
             Plan(
                 run_dir=folder,
@@ -210,6 +213,33 @@ class ExperimentTracker:
         """
         if self._active and self._recording is not None:
             self._recording.config(redact(plain(config)))
+
+    def log_checkpoint(self, path: Path | str, aliases: Sequence[str] | str = (), force: bool = False) -> None:
+        """Has a model uploaded as an artifact of type `model`, where that is wanted.
+
+        It is `{model}-{dataset}` by its tags. Without `WANDB_LOG_MODEL=1` and `force` nothing happens but one line a
+        run. The files stay where they are and must not be written again until they are uploaded: the child does that
+        while the run is online, else an online segment that comes later.
+
+        Args:
+            path: A file or a folder. A DeepSpeed checkpoint is refused: its shards are of use to its own job only.
+            aliases: Names of this version beside `latest`; `step-N` is added where the path's name tells the step.
+            force: Upload whatever `WANDB_LOG_MODEL` says.
+
+        Raises:
+            UserError: It is to be uploaded, and the path is missing, empty, a DeepSpeed checkpoint or leads out of
+                itself by a link, or an alias is not valid.
+        """
+        if not self._active or self._recording is None:
+            return
+        if not (force or self._upload_models):
+            if "log_model" not in self._warned:
+                self._warned.add("log_model")
+                say("Checkpoints are not uploaded. To upload them: WANDB_LOG_MODEL=1, or force=True.")
+            return
+        identity, run_dir = self._recording.identity, self._recording.run_dir
+        name = model_name(self._tags, identity.run_name)
+        self._recording.model(model_intent(name, Path(path), aliases, run_dir, identity.run_id))
 
     def get_run_id(self) -> str | None:
         """The id that all segments of the run share; None where nothing is tracked."""

@@ -21,40 +21,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tracking import ExperimentTracker, Image, Table, read_journal
+from tracking import Image, Table, read_journal
 from tracking.intents import pending_intents
 from tracking.mode import decide_mode
 from tracking.sync.status import read_status
 
-from runs import TAGS, history_of, offline_folders, rows_of, without_runtime
+from online_runs import given, log, online_environment, server_rows, tracker_for
+from runs import history_of, offline_folders, rows_of
 from support import free_port, wait_until
 from wandb_file import read_offline_run
 from wandb_server import WandbServer
 from wandb_server.client import WandbClient
-from wandb_server.fixture import wandb_client, wandb_server
 
-__all__ = ["wandb_client", "wandb_server"]
+__all__ = ["online_environment"]
 
-pytestmark = pytest.mark.wandb
-
-
-@pytest.fixture(autouse=True)
-def environment(wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the caller's W&B, and everything that the client writes in the test's folder."""
-    for name in [name for name in os.environ if name.startswith(("WANDB_", "SLURM_"))] + ["RANK"]:
-        monkeypatch.delenv(name, raising=False)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    home = tmp_path / "home"
-    home.mkdir()
-    monkeypatch.setenv("HOME", str(home))
-    for name in ("CACHE", "DATA", "CONFIG"):
-        monkeypatch.setenv(f"WANDB_{name}_DIR", str(home / name.lower()))
-    monkeypatch.setenv("WANDB_BASE_URL", wandb_server.url)
-    monkeypatch.setenv("WANDB_API_KEY", wandb_server.api_key)
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    # W&B's client sends every 15 s; the tests have less patience.
-    monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "1")
+pytestmark = [pytest.mark.wandb, pytest.mark.usefixtures("online_environment")]
 
 
 @contextmanager
@@ -68,27 +49,6 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-def server_rows(server: WandbServer, run_id: str | None) -> list[dict[str, Any]]:
-    assert run_id is not None
-    return without_runtime(server.rows(server.entity, "vla-lego", run_id))
-
-
-def tracker_for(run_dir: Path, **arguments: Any) -> ExperimentTracker:
-    """A tracker with patience for a machine on which all of this runs at once."""
-    patient = {"tags": TAGS, "run_dir": run_dir, "finish_timeout": 30.0, "probe_timeout": 10.0}
-    return ExperimentTracker(**(patient | arguments))
-
-
-def log(tracker: ExperimentTracker, first: int, last: int) -> None:
-    for step in range(first, last + 1):
-        tracker.log_metrics({"loss/total": 1 / step, "x": step}, step)
-
-
-def given(run_dir: Path) -> int:
-    status = read_status(run_dir)
-    return status.rows if status is not None else 0
 
 
 @pytest.mark.parametrize(

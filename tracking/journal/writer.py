@@ -128,8 +128,12 @@ class JournalWriter:
             except OSError as error:
                 print(f"[ExperimentTracker] {self.path} could not be synced: {error.strerror}", file=sys.stderr)
 
-    def close(self) -> None:
-        """Makes every line durable and closes the file; says on stderr what could not be written."""
+    def close(self) -> bool:
+        """Makes every line durable and closes the file; says on stderr what could not be written.
+
+        Returns:
+            Whether every line is in the file.
+        """
         self.flush()
         os.close(self._descriptor)
         if self._pending or self._dropped_rows:
@@ -138,6 +142,7 @@ class JournalWriter:
                 f"{self._dropped_rows} rows were dropped before that. Free space there before the run is resumed.",
                 file=sys.stderr,
             )
+        return not (self._pending or self._dropped_rows)
 
     def replaced_by(self) -> Path | None:
         """The file of a later segment, when another process has taken the run over."""

@@ -82,17 +82,22 @@ class SyncProcess:
         self._verdict = None
         return Verdict(**json.loads(line)) if line.endswith(b"\n") else None
 
-    def wait(self, timeout: float) -> int | None:
+    def wait(self, timeout: float, *, has_end: bool = True) -> int | None:
         """Tells the child that there is something to read and waits for its end.
 
         Args:
             timeout: Seconds.
+            has_end: Whether the journal says that the segment has ended. Where a full disk took that line, the child
+                is told that there comes nothing more.
 
         Returns:
             Its exit code, or None when it was still at work; it then goes on by itself.
         """
         with contextlib.suppress(BrokenPipeError):  # it may have ended already
-            os.write(self._wake, b"\n")
+            if has_end:
+                os.write(self._wake, b"\n")
+            elif self._process.stdin is not None:
+                self._process.stdin.close()
         try:
             return self._process.wait(timeout)
         except subprocess.TimeoutExpired:

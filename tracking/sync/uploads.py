@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tracking.intents import acknowledge, pending_intents, read_intent
+from tracking.intents import acknowledge, changed_file, pending_intents, read_intent
 from tracking.sync.bounded import Background
 
 
@@ -48,11 +48,15 @@ class Uploads:
         import wandb
 
         intent = read_intent(path)
+        if (changed := changed_file(self._run_dir, intent)) is not None:
+            print(f"{path.name} is dropped: {changed} is not the file that was to be uploaded", flush=True)
+            acknowledge(path, {"dropped": f"{changed} was changed or removed before it could be uploaded"})
+            return
         artifact = wandb.Artifact(intent.name, intent.type, metadata=dict(intent.metadata))
         for name, file in intent.files.items():
             # Without these W&B copies every file into the home folder's cache.
             artifact.add_file(str(self._run_dir / file), name=name, policy="immutable", skip_cache=True)
-        logged = self._run.log_artifact(artifact, aliases=["latest", *intent.aliases])
+        logged = self._run.log_artifact(artifact, aliases=list(dict.fromkeys(["latest", *intent.aliases])))
         # Waiting with a time limit would make W&B forget the answer.
         self._started[path] = Background(logged.wait)
 
