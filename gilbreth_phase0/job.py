@@ -101,6 +101,16 @@ class Job:
             raise fault
         return value  # type: ignore[no-any-return]
 
+    def close(self) -> None:
+        """Leaves the other ranks; every rank must call it, and nothing collective may follow.
+
+        What torch.distributed still has under way when Python ends aborts the process, and hides its exit code.
+        """
+        import torch.distributed as dist
+
+        self.stop.settle()
+        dist.destroy_process_group()
+
     def gathered(self, value: Any) -> list[Any]:
         """Returns every rank's value, in the order of the ranks; every rank must call it."""
         if self.control is None:

@@ -156,6 +156,12 @@ class StopProtocol:
         needed = 2 * self._step_seconds + _SAVE_MARGIN * self.save_seconds + _RESERVE_SECONDS
         return time.time() + needed < self._end_time
 
+    def settle(self) -> None:
+        """Waits for the reduction that is still under way, on every rank; none may be when the process ends."""
+        if self._under_way is not None and self._under_way[0] is not None:
+            self._under_way[0].wait()
+        self._under_way = None
+
     def restart_clock(self) -> None:
         """Leaves what happened since the last boundary (a save, an evaluation) out of the step time."""
         self._last_step_at = time.monotonic()

@@ -158,8 +158,9 @@ class Trainer:
         return found[0]
 
     def complete(self) -> None:
-        """Closes the tracker and writes the done record: after this no attempt does anything more."""
+        """Closes the tracker, writes the done record and leaves the ranks: after this no attempt does anything more."""
         self.job.on_main(self._write_done)
+        self.job.close()
 
     def _write_done(self) -> None:
         self.job.check_ownership()
@@ -170,5 +171,6 @@ class Trainer:
         """Closes the tracker after a stop and hands the process on to whoever requeues it. Does not return."""
         state: State = "preempted" if stop is Stop.REQUEUE else "crashed"
         self.tracker.finish(exit_code=TERMINATED_EXIT_CODE, state=state)
+        self.job.close()
         key = AttemptKey.from_environment()
         self.job.stop.hand_on(stop, may_requeue=lambda: claim_requeue(self.job.run_dir, key))
