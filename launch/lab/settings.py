@@ -120,7 +120,7 @@ def choose_folder(folder: Path | None) -> Path:
     """
     chosen = folder or Path(os.environ.get("GILBRETH_LAB") or f"/tmp/gilbreth-lab-{os.getuid()}")
     chosen = chosen.expanduser().resolve()
-    advice = "choose another with --folder or GILBRETH_LAB, e.g. --folder /tmp/lab"
+    advice = "choose another with --folder or GILBRETH_LAB, e.g. --folder /tmp/slurm"
     check_characters("the lab folder", chosen, advice)
     length = len(os.fsencode(munge_socket(chosen))) + 1
     if length > SOCKET_PATH_LIMIT:

@@ -145,24 +145,24 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
 
 def test_without_a_lab_the_next_command_is_named(tmp_path: Path) -> None:
     for command in (["env"], ["kill-node", "node1"], ["start-node", "node1"]):
-        refused = command_line(*command, GILBRETH_LAB="/tmp/lab-that-is-not")
+        refused = command_line(*command, GILBRETH_LAB="/tmp/no-such-slurm")
         assert refused.returncode == 2, command
         assert "python -m launch.lab up" in refused.stderr
-    assert command_line("status", GILBRETH_LAB="/tmp/lab-that-is-not").returncode == 1
-    assert command_line("down", GILBRETH_LAB="/tmp/lab-that-is-not").returncode == 0
-    assert not Path("/tmp/lab-that-is-not").exists()
+    assert command_line("status", GILBRETH_LAB="/tmp/no-such-slurm").returncode == 1
+    assert command_line("down", GILBRETH_LAB="/tmp/no-such-slurm").returncode == 0
+    assert not Path("/tmp/no-such-slurm").exists()
 
 
 def test_a_kernel_without_namespaces_is_told(tmp_path: Path) -> None:
     """GIVEN a user namespace that allows no process namespaces WHEN a lab starts THEN it says so and exits with 3."""
-    up = shlex.join([sys.executable, "-m", "launch.lab", "up", "--folder", "/tmp/lab-that-is-not"])
+    up = shlex.join([sys.executable, "-m", "launch.lab", "up", "--folder", "/tmp/no-such-slurm"])
     script = f"echo 0 >/proc/sys/user/max_pid_namespaces && exec {up}"
     command = ["unshare", "--user", "--map-root-user", "sh", "-c", script]
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert refused.returncode == 3, refused.stderr
     assert "does not allow" in refused.stderr
     assert "--cluster local" in refused.stderr
-    assert not Path("/tmp/lab-that-is-not").exists()
+    assert not Path("/tmp/no-such-slurm").exists()
 
 
 # Processes
