@@ -24,7 +24,7 @@ from typing import Any, Literal
 from tracking import read_journal
 from tracking.sync.status import read_status
 
-from runs import offline_folders, rows_of, without_runtime
+from runs import children_on, offline_folders, rows_of, without_runtime
 from support import free_port, wait_until
 from wandb_server import WandbServer
 from wandb_server.client import WandbClient
@@ -316,7 +316,7 @@ def play(trial: Trial, folder: Path, finish_timeout: float = 20.0) -> Outcome:
             trial.lift(scene)
         scene.go("end")
         scene.process.wait(120)
-        wait_until(lambda: not _children_on(scene.run_dir), 120, "the child to end")
+        wait_until(lambda: not children_on(scene.run_dir), 120, "the child to end")
         trial.lift(scene)
         server.faults.clear()
         return _outcome(scene)
@@ -364,18 +364,6 @@ def _upload(scene: Scene) -> None:
         subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=120)
     done = scene.client.wandb("sync", *map(str, offline_folders(scene.run_dir)))
     assert done.returncode == 0, done.stdout
-
-
-def _children_on(run_dir: Path) -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"tracking.sync.child" in words and str(run_dir).encode() in words:
-            found.append(int(entry.name))
-    return found
 
 
 def _play_isolated(trial: Trial, folder: Path, finish_timeout: float) -> Outcome:

@@ -33,3 +33,16 @@ def history_of(folder: Path) -> list[dict[str, Any]]:
 def offline_folders(wandb_dir: Path) -> list[Path]:
     """What the documented `wandb sync ./wandb/offline-run-*` would upload."""
     return sorted((wandb_dir / "wandb").glob("offline-run-*"))
+
+
+def children_on(run_dir: Path) -> list[int]:
+    """The processes of `tracking.sync.child` whose command line names the run folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"tracking.sync.child" in words and str(run_dir).encode() in words:
+            found.append(int(entry.name))
+    return found

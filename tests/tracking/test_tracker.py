@@ -20,7 +20,7 @@ from tracking import ExperimentTracker, UserError, read_journal
 from tracking.identity import read_identity
 from tracking.sync.status import read_status
 
-from runs import TAGS, history_of, offline_folders, rows_of
+from runs import TAGS, children_on, history_of, offline_folders, rows_of
 from support import wait_until
 from wandb_file import read_offline_run
 
@@ -328,20 +328,6 @@ def start_training(run_dir: Path, first: int, last: int) -> subprocess.Popen[str
     while process.stdout.readline().strip() != "ready":
         assert process.poll() is None
     return process
-
-
-def children_on(run_dir: Path) -> list[int]:
-    """The processes whose command line names the run folder."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if b"tracking.sync.child" in words and str(run_dir).encode() in words:
-                found.append(int(entry.name))
-    return found
 
 
 @pytest.mark.wandb
