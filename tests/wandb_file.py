@@ -1,4 +1,4 @@
-"""Reading W&B's offline files back, with W&B's own reader."""
+"""What a test compares of W&B's offline files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tracking.sync.wandb_file import Scan, records
 
 
 @dataclass
@@ -25,16 +27,10 @@ class OfflineRun:
 
 def read_offline_run(folder: Path) -> OfflineRun:
     """Reads the one `.wandb` file in an offline run's folder."""
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
-
     (path,) = folder.glob("*.wandb")
-    store = DataStore()
-    store.open_for_scan(str(path))
+    scan = Scan(path)
     run = OfflineRun()
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in records(scan):
         match record.WhichOneof("record_type"):
             case "run":
                 run.run_id, run.name, run.project = record.run.run_id, record.run.display_name, record.run.project
@@ -50,4 +46,5 @@ def read_offline_run(folder: Path) -> OfflineRun:
                 run.preempting = True
             case "exit":
                 run.exit_code = record.exit.exit_code
+    assert scan.damage is None, f"{path}: {scan.damage}"
     return run

@@ -28,7 +28,7 @@ def test_a_later_folder_takes_the_place_of_an_earlier_one(weird_tmp_path: Path) 
     """GIVEN two that W&B named alike, within one second THEN neither is lost."""
     for content in ("first", "second", "third"):
         building = build(weird_tmp_path, f"offline-run-20260131_120000-{RUN}", content)
-        offline.publish(building, weird_tmp_path, RUN)
+        offline.publish(building, weird_tmp_path, RUN, weird_tmp_path)
 
     assert list(contents(weird_tmp_path / "wandb").values()) == ["third"]
     assert sorted(contents(weird_tmp_path / "wandb" / "superseded").values()) == ["first", "second"]
@@ -36,9 +36,9 @@ def test_a_later_folder_takes_the_place_of_an_earlier_one(weird_tmp_path: Path) 
 
 
 def test_other_runs_are_left_alone(tmp_path: Path) -> None:
-    offline.publish(build(tmp_path, "offline-run-1-other000", "other", "other000"), tmp_path, "other000")
+    offline.publish(build(tmp_path, "offline-run-1-other000", "other", "other000"), tmp_path, "other000", tmp_path)
     unfinished = build(tmp_path, "offline-run-2-other000", "unfinished", "other000")
-    offline.publish(build(tmp_path, f"offline-run-3-{RUN}", "mine"), tmp_path, RUN)
+    offline.publish(build(tmp_path, f"offline-run-3-{RUN}", "mine"), tmp_path, RUN, tmp_path)
 
     assert sorted(contents(tmp_path / "wandb").values()) == ["mine", "other"]
     assert unfinished.exists()
@@ -48,7 +48,7 @@ def test_other_runs_are_left_alone(tmp_path: Path) -> None:
 def test_what_a_dead_process_was_building_is_removed(tmp_path: Path) -> None:
     dead = tmp_path / "wandb" / "building" / f"{RUN}-node7-4711"
     dead.mkdir(parents=True)
-    offline.publish(build(tmp_path, f"offline-run-1-{RUN}", "whole"), tmp_path, RUN)
+    offline.publish(build(tmp_path, f"offline-run-1-{RUN}", "whole"), tmp_path, RUN, tmp_path)
     assert not dead.exists()
 
 

@@ -5,10 +5,12 @@ DIR/wandb/
   offline-run-20260131_120000-ab12cd34/   the run from row 0: what `wandb sync ./wandb/offline-run-*` uploads
   building/ab12cd34-node1-4711/           a folder that is being written
   superseded/offline-run-…-ab12cd34/      what earlier segments published
+  pushed/offline-run-…-ab12cd34/          what the server has had from elsewhere meanwhile
 ```
 A folder is published when it is finished, because W&B keeps up to 32 KiB of a run in memory: one that is cut short
 holds less than the run, an empty one makes `wandb sync` give up on every folder of its list, and one that is uploaded
-while it grows is marked as uploaded for ever. Two folders of one run would overwrite each other on the server.
+while it grows is marked as uploaded for ever. Two folders of one run would overwrite each other on the server. A file
+in the folder, which W&B does not upload, says where the journal is that it was made of.
 """
 
 from __future__ import annotations
@@ -20,12 +22,17 @@ import socket
 from pathlib import Path
 
 from tracking.errors import UserError
-from tracking.files import fsync_dir
+from tracking.files import fsync_dir, read_json, write_json
 from tracking.identity import Identity
 from tracking.journal import End
 from tracking.labels import Labels
 from tracking.sync.engine import Replay, close_run, open_run
+from tracking.sync.origin import read_origin
+from tracking.sync.pushed import Position
+from tracking.sync.status import read_status
 from tracking.sync.view import Shown
+
+_ORIGIN = "journal.json"
 
 
 class OfflineView:
@@ -40,17 +47,24 @@ class OfflineView:
             UserError: The folder cannot be written.
         """
         self._identity = identity
+        self._run_dir = run_dir
         self._wandb_dir = wandb_dir
         self._building = make_building_folder(wandb_dir, identity.run_id)
-        self.replay = Replay(open_run(identity, labels, mode="offline", directory=self._building), run_dir)
+        origin = read_origin(run_dir)
+        run = open_run(identity, labels, mode="offline", directory=self._building, origin=origin)
+        self.replay = Replay(run, run_dir)
+
+    def given(self, seen: Position) -> None:
+        """A folder is looked at when it is finished."""
 
     def check(self) -> None:
         """A folder takes everything."""
 
     def close(self, end: End | None) -> Shown:
         """Ends the run and publishes its folder."""
+        self.replay.files.upload()
         close_run(self.replay.run, end)
-        return Shown(folder=publish(self._building, self._wandb_dir, self._identity.run_id))
+        return Shown(folder=publish(self._building, self._wandb_dir, self._identity.run_id, self._run_dir))
 
     def abandon(self) -> None:
         """Removes the folder: the successor writes all of it."""
@@ -78,21 +92,23 @@ def make_building_folder(wandb_dir: Path, run_id: str) -> Path:
     return folder
 
 
-def publish(building: Path, wandb_dir: Path, run_id: str) -> Path:
+def publish(building: Path, wandb_dir: Path, run_id: str, run_dir: Path) -> Path:
     """Moves a finished run to where `wandb sync ./wandb/offline-run-*` finds it, and earlier ones of the run away.
 
     Args:
         building: What `make_building_folder` returned, with the finished run in it.
         wandb_dir: The folder that holds `wandb`.
         run_id: The run.
+        run_dir: The run folder.
 
     Returns:
         The published folder.
     """
     earlier = published(wandb_dir, run_id)
     made = _run_folders(building / "wandb", run_id)[-1]
+    write_json(made / _ORIGIN, {"run_dir": str(run_dir)})
     # The new one first: were this the last act, both would be uploaded in order, and the new one holds everything.
-    target = _move(made, wandb_dir / "wandb")
+    target = move_folder(made, wandb_dir / "wandb")
     supersede(earlier, wandb_dir)
     discard(wandb_dir, run_id)
     return target
@@ -101,9 +117,56 @@ def publish(building: Path, wandb_dir: Path, run_id: str) -> Path:
 def supersede(folders: list[Path], wandb_dir: Path) -> None:
     """Moves folders out of the documented pattern, because something holds all that they hold."""
     for folder in folders:
-        _move(folder, wandb_dir / "wandb" / "superseded")
+        move_folder(folder, wandb_dir / "wandb" / "superseded")
     if (wandb_dir / "wandb").exists():
         fsync_dir(wandb_dir / "wandb")
+
+
+def set_aside(run_dir: Path, run_id: str) -> None:
+    """Moves a run's folders out of the documented pattern, because the server has all that they hold.
+
+    Args:
+        run_dir: The run folder.
+        run_id: The run.
+    """
+    status = read_status(run_dir)
+    # Where the last segment's child has put it, and where W&B's folder is without WANDB_DIR.
+    told = Path(status.folder).parent if status is not None and status.folder else run_dir / "wandb"
+    for wandb in dict.fromkeys([told, run_dir / "wandb", run_dir.parent.parent / "wandb"]):
+        for folder in _run_folders(wandb, run_id):
+            move_folder(folder, wandb / "pushed")
+
+
+def move_folder(folder: Path, to: Path) -> Path:
+    """Moves one of W&B's offline folders out of the documented pattern, or into it.
+
+    Args:
+        folder: The offline folder.
+        to: Where it goes; made where it is not there. A name that is taken gets a number.
+
+    Returns:
+        Where the folder is now.
+
+    Raises:
+        OSError: A folder cannot be written, or the offline folder is gone.
+    """
+    to.mkdir(parents=True, exist_ok=True)
+    target, number = to / folder.name, 1
+    while target.exists():
+        target, number = to / f"{folder.name}-{number}", number + 1
+    moved = folder.rename(target)
+    fsync_dir(folder.parent)
+    return moved
+
+
+def run_dir_of(folder: Path) -> Path | None:
+    """The run folder that an offline folder was made of; None where it is anybody's, or where the journal is gone."""
+    try:
+        origin = read_json(folder / _ORIGIN)
+        run_dir = Path(origin["run_dir"]) if origin is not None else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return run_dir if run_dir is not None and (run_dir / "run.json").exists() else None
 
 
 def published(wandb_dir: Path, run_id: str) -> list[Path]:
@@ -133,11 +196,3 @@ def _building(wandb_dir: Path) -> Path:
 
 def _run_folders(folder: Path, run_id: str) -> list[Path]:
     return sorted(file.parent for file in folder.glob(f"offline-run-*/run-{run_id}.wandb"))
-
-
-def _move(folder: Path, to: Path) -> Path:
-    to.mkdir(parents=True, exist_ok=True)
-    target, number = to / folder.name, 1
-    while target.exists():
-        target, number = to / f"{folder.name}-{number}", number + 1
-    return folder.rename(target)
