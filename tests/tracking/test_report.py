@@ -25,8 +25,9 @@ from tracking.report.figures import RUN_COLOURS, make_scene, svg_panel
 from tracking.report.folder import read_checkpoints, sync_in_words
 from tracking.report.page import html_page
 from tracking.report.panels import MAX_PANELS, make_groups, not_finite_steps, split_rollbacks, thin
-from tracking.report.words import duration, number, size
+from tracking.sync.pushed import PushState, write_push_state
 from tracking.sync.status import SyncStatus, write_status
+from tracking.words import duration, number, size
 
 from browser import chromium
 from report_runs import NOW, make_run, save_checkpoint, write_segment
@@ -213,16 +214,14 @@ def test_checkpoints_that_are_not_whole_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "title", "command"),
     [
-        (None, "Not sent", "tracking.sync.child"),
-        (SyncStatus(0, "online", "done", rows=9, confirmed=9, url="https://w/r", time=NOW), "Synced", None),
-        (SyncStatus(0, "online", "done", rows=9, confirmed=7, time=NOW), "Behind", None),
-        (SyncStatus(0, "online", "running", rows=5, time=NOW - 9), "Live", None),
-        (SyncStatus(0, "online", "running", rows=5, time=NOW - 999), "Interrupted", "tracking.sync.child"),
+        (None, "Not sent", "tracking.sync run"),
+        (SyncStatus(0, "online", "running", time=NOW - 9), "Opening", None),
+        (SyncStatus(0, "online", "running", rows=5, time=NOW - 999), "Interrupted", "tracking.sync run"),
         (SyncStatus(0, "offline", "running", time=NOW), "Offline, running", None),
-        (SyncStatus(0, "offline", "done", rows=9, folder="HERE", time=NOW), "Offline", "wandb sync"),
-        (SyncStatus(0, "offline", "done", rows=8, folder="HERE", time=NOW), "Behind", "tracking.sync.child"),
-        (SyncStatus(0, "offline", "done", rows=9, folder="/gone", time=NOW), "Folder gone", "tracking.sync.child"),
-        (SyncStatus(0, "offline", "failed", error="disk full", time=NOW), "Failed", "tracking.sync.child"),
+        (SyncStatus(0, "offline", "done", rows=9, folder="HERE", time=NOW), "Offline", "tracking.sync run"),
+        (SyncStatus(0, "offline", "done", rows=8, folder="HERE", time=NOW), "Behind", "tracking.sync run"),
+        (SyncStatus(0, "offline", "done", rows=9, folder="/gone", time=NOW), "Folder gone", "tracking.sync run"),
+        (SyncStatus(0, "offline", "failed", error="disk full", time=NOW), "Failed", "tracking.sync run"),
     ],
 )
 def test_sync_is_told_in_words(
@@ -240,13 +239,32 @@ def test_sync_is_told_in_words(
         assert str(weird_tmp_path) in shlex.split(sync.command)
 
 
+@pytest.mark.parametrize(
+    ("state", "title", "command"),
+    [
+        (PushState(rows=9, confirmed=9, closed="finished"), "Synced", None),
+        (PushState(rows=9, confirmed=7, closed="preempted"), "Behind", "tracking.sync run"),
+        (PushState(rows=9, confirmed=7, phase="pushing"), "Live", None),
+        (PushState(rows=9, confirmed=7, error="the server has 7 of 9 rows"), "Not synced", "tracking.sync run"),
+    ],
+)
+def test_what_is_on_the_server_is_told_in_words(
+    weird_tmp_path: Path, state: PushState, title: str, command: str | None
+) -> None:
+    write_push_state(weird_tmp_path, state)
+    sync = sync_in_words(weird_tmp_path, 9, NOW)
+    assert sync.title == title
+    assert (sync.command is None) == (command is None)
+    assert command is None or command in str(sync.command)
+
+
 def test_nothing_from_a_run_becomes_markup(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     claim_identity(folder, "ab12cd34", HOSTILE, HOSTILE, None)
     config = {HOSTILE: f"</pre>{HOSTILE}"}
     write_segment(folder, [(1, {f"a/{HOSTILE}": 1.0, "b/$x_{$": 2.0, "note": HOSTILE, "\ud800": 1.0})], config=config)
-    write_status(folder, SyncStatus(0, "online", "done", rows=1, confirmed=1, url="javascript:alert(1)"))
+    write_push_state(folder, PushState(rows=1, confirmed=1, closed="finished", url="javascript:alert(1)"))
     page = page_of(folder)
     assert "<script" not in page and "javascript:" not in page
     assert "&lt;script&gt;" in page

@@ -47,7 +47,7 @@ def write_report(run_dirs: list[Path], output: Path | None, *, png: bool) -> str
     from tracking.report.figures import MAX_RUNS
     from tracking.report.page import html_page
     from tracking.report.picture import png_page
-    from tracking.report.words import size
+    from tracking.words import size
 
     if len(run_dirs) > MAX_RUNS:
         raise UserError(

@@ -26,7 +26,7 @@ from tracking.report.folder import (
     read_plain,
     sync_in_words,
 )
-from tracking.report.words import duration
+from tracking.words import duration
 
 Floats = NDArray[np.float64]
 

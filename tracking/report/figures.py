@@ -13,7 +13,7 @@ import numpy as np
 from tracking.report.data import Attempt, Run
 from tracking.report.panels import Curve, Group, Line, Panel, bins_for, not_finite_steps, thin
 from tracking.report.panels import split_rollbacks as split
-from tracking.report.words import NOTHING, number
+from tracking.words import NOTHING, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

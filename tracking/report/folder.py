@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from tracking.checkpoints import LATEST, MANIFEST, Manifest, candidates
 from tracking.files import read_json
-from tracking.report.words import duration, many, when
+from tracking.sync.pushed import PushState, read_push_state
 from tracking.sync.status import SyncStatus, read_status
+from tracking.words import duration, many, when
 
 Level = Literal["good", "plain", "warn", "bad"]
 
@@ -139,12 +140,14 @@ def sync_in_words(run_dir: Path, rows: int, now: float) -> Sync:
         rows: How many rows the journal has.
         now: Seconds since the epoch.
     """
+    push = f"python -m tracking.sync run {shlex.quote(str(run_dir))}"
+    if (pushed := read_push_state(run_dir)) is not None:
+        return _pushed(pushed, rows, push)
     status = read_status(run_dir)
-    rebuild = f"python -m tracking.sync.child {shlex.quote(str(run_dir))} --wandb-dir {shlex.quote(str(run_dir))}"
     if status is None:
-        return Sync("plain", "Not sent", "Nothing has been given to W&B from this folder.", rebuild if rows else None)
+        return Sync("plain", "Not sent", "Nothing has been given to W&B from this folder.", push if rows else None)
     if status.state == "failed":
-        return Sync("bad", "Failed", f"The last attempt failed: {status.error}. The journal has every row.", rebuild)
+        return Sync("bad", "Failed", f"The last attempt failed: {status.error}. The journal has every row.", push)
     silent = now - status.time > _SILENT_S
     if status.state == "running" and silent:
         text = (
@@ -152,20 +155,25 @@ def sync_in_words(run_dir: Path, rows: int, now: float) -> Sync:
             f"({when(status.time)}), with {status.rows:,} of {many(rows, 'row')} read. It has probably died with its "
             "node. The journal has every row."
         )
-        return Sync("warn", "Interrupted", text, rebuild, _web(status.url))
-    return _online(status, rows) if status.mode == "online" else _offline(status, rows, rebuild)
+        return Sync("warn", "Interrupted", text, push, _web(status.url))
+    if status.mode == "online":
+        return Sync("plain", "Opening", "The sync process has begun to ask W&B's server.")
+    return _offline(status, rows, push)
 
 
-def _online(status: SyncStatus, rows: int) -> Sync:
-    url = _web(status.url)
-    if status.state == "running":
-        return Sync("good", "Live", f"W&B has been given {status.rows:,} of {many(rows, 'row')}.", url=url)
-    if status.confirmed is not None and status.confirmed >= rows:
+def _pushed(state: PushState, rows: int, push: str) -> Sync:
+    url, confirmed = _web(state.url), state.confirmed or 0
+    if confirmed >= rows and state.closed is not None:
         return Sync("good", "Synced", f"W&B's server says that it has all {many(rows, 'row')}.", url=url)
-    return Sync("warn", "Behind", f"W&B's server confirmed {status.confirmed or 0:,} of {many(rows, 'row')}.", url=url)
+    said = f"W&B's server confirmed {confirmed:,} of {many(rows, 'row')}"
+    if state.error is not None:
+        return Sync("bad", "Not synced", f"{said}. The last fault: {state.error}.", push, url)
+    if state.closed is None and state.phase != "waiting":
+        return Sync("good", "Live", f"{said} ({when(state.time)}).", url=url)
+    return Sync("warn", "Behind", f"{said}.", push, url)
 
 
-def _offline(status: SyncStatus, rows: int, rebuild: str) -> Sync:
+def _offline(status: SyncStatus, rows: int, push: str) -> Sync:
     reason = f" Why it is not on the server: {status.error}." if status.error else ""
     if status.state == "running":
         text = f"This attempt runs offline; W&B's folder appears when it has ended.{reason}"
@@ -173,11 +181,10 @@ def _offline(status: SyncStatus, rows: int, rebuild: str) -> Sync:
     folder = Path(status.folder) if status.folder else None
     if folder is None or not folder.is_dir():
         text = f"W&B's offline folder {folder or ''} is gone. The journal has every row, and makes it anew."
-        return Sync("warn", "Folder gone", text, rebuild)
+        return Sync("warn", "Folder gone", text, push)
     if status.rows < rows:
         text = f"W&B's offline folder holds {status.rows:,} of {many(rows, 'row')}: the run went on after it was made."
-        return Sync("warn", "Behind", text, rebuild)
-    command = f"wandb sync {shlex.quote(str(folder))}"
+        return Sync("warn", "Behind", text, push)
     if any(folder.glob("*.wandb.synced")):
         text = (
             f"`wandb sync` has uploaded all {many(rows, 'row')}. It marks a folder as uploaded also when the server "
@@ -185,7 +192,7 @@ def _offline(status: SyncStatus, rows: int, rebuild: str) -> Sync:
         )
         return Sync("plain", "Uploaded", text)
     text = f"All {many(rows, 'row')} are in an offline folder, to be uploaded from a host with internet.{reason}"
-    return Sync("warn", "Offline", text, command)
+    return Sync("warn", "Offline", text, push)
 
 
 def _web(url: str | None) -> str | None:

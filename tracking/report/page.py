@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from tracking.report import words
+from tracking import words
 from tracking.report.data import Run, Series
 from tracking.report.figures import COLOURS, RUN_COLOURS, last_values, make_scene, svg_panel
 from tracking.report.panels import make_groups

@@ -8,7 +8,7 @@ from typing import Any
 from tracking.report.data import Run
 from tracking.report.figures import COLOURS, STYLE, colour, draw, make_scene
 from tracking.report.panels import make_groups
-from tracking.report.words import many, when
+from tracking.words import many, when
 
 _PANEL_INCHES = (4.6, 2.6)
 _DPI = 110
