@@ -26,12 +26,13 @@ def fsync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
     """Writes a file by a temporary name in the same folder, fsync and rename.
 
     Args:
         path: Where the file ends up; its folder must exist.
         content: Text (written as UTF-8) or bytes.
+        durable: False spares the syncing, for what is written often and may be lost, or empty, after a power cut.
 
     Raises:
         OSError: The disk is full, the quota is exceeded or the folder is read-only; the old file still stands.
@@ -42,17 +43,19 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     try:
         with temporary.open("wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    fsync_dir(path.parent)
+    if durable:
+        fsync_dir(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes a value as indented JSON, atomically."""
-    write_atomic(path, json.dumps(value, indent=2) + "\n")
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Writes a value as indented JSON, atomically; `durable` as in `write_atomic`."""
+    write_atomic(path, json.dumps(value, indent=2) + "\n", durable=durable)
 
 
 def read_json(path: Path) -> Any:

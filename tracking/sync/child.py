@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import traceback
 from contextlib import suppress
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from tracking.errors import UserError
-from tracking.sync.feed import Parent, Progress, feed
+from tracking.sync.feed import Progress, feed
+from tracking.sync.parent import Parent
 from tracking.sync.probe import probe
+from tracking.sync.services import end_services, forget_foreign_settings
 from tracking.sync.status import SyncStatus, write_status
 from tracking.sync.task import Task, parse_task
 from tracking.sync.view import NotConfirmedError
@@ -30,15 +30,11 @@ _ATTEMPTS = 3
 _RETRY_S = 2.0
 _NICE = 5
 
-# Set by users for runs of their own; here they would change the id or attach to a service of the training process.
-_FOREIGN = ("WANDB_RESUME", "WANDB_RUN_ID", "WANDB_SERVICE", "WANDB_MODE", "WANDB_DIR", "WANDB_DISABLED")
-
 
 def main() -> int:
     """Runs the child; returns its exit code."""
     task = parse_task(sys.argv[1:], __doc__)
-    for name in _FOREIGN:
-        os.environ.pop(name, None)
+    forget_foreign_settings()
     progress = Progress()
     try:
         if task.mode == "probe":
@@ -47,7 +43,7 @@ def main() -> int:
         os.nice(max(0, _NICE - os.nice(0)))
         if not feed(task, progress):
             print(f"segment {task.segment} has a successor, whose child goes on", flush=True)
-            _end_services()
+            end_services()
             # W&B's exit handlers would tell the server that the run has ended.
             os._exit(0)
     except UserError as error:
@@ -91,7 +87,8 @@ def _ask(task: Task) -> Task:
     verdict = probe(task.probe_timeout)
     print(f"probe: {verdict}", flush=True)
     if task.verdict_fd is not None:
-        with os.fdopen(task.verdict_fd, "w") as pipe:
+        # The parent may have stopped waiting; what the server said holds all the same.
+        with suppress(BrokenPipeError), os.fdopen(task.verdict_fd, "w") as pipe:
             pipe.write(json.dumps(asdict(verdict)) + "\n")
     return replace(task, mode=verdict.mode, verdict_fd=None, reason=verdict.reason or None)
 
@@ -99,17 +96,9 @@ def _ask(task: Task) -> Task:
 def _begin_again(task: Task) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    _end_services()
+    end_services()
     command = [sys.executable, "-P", "-m", "tracking.sync.child", *task.arguments()]
     os.execv(sys.executable, command)
-
-
-def _end_services() -> None:
-    """Ends W&B's service, which would go on sending what the next attempt sends."""
-    for thread in Path("/proc/self/task").iterdir():
-        with suppress(OSError):  # threads end at any time
-            for child in (thread / "children").read_text().split():
-                os.kill(int(child), signal.SIGKILL)
 
 
 def _failed(task: Task, progress: Progress, error: str) -> int:

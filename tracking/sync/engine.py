@@ -14,6 +14,8 @@ from tracking.identity import Identity
 from tracking.journal import Config, End, Event, Metadata, Row, Segment
 from tracking.labels import Labels
 from tracking.sync.media import shown
+from tracking.sync.origin import Origin
+from tracking.sync.run_files import RunFiles
 
 PREEMPTED_EXIT_CODE = 143
 
@@ -23,7 +25,9 @@ _INIT_TIMEOUT_S = 30
 SyncMode = Literal["online", "offline"]
 
 
-def open_run(identity: Identity, labels: Labels, *, mode: SyncMode, directory: Path) -> Any:
+def open_run(
+    identity: Identity, labels: Labels, *, mode: SyncMode, directory: Path, origin: Origin | None = None
+) -> Any:
     """Opens the W&B run of a journal.
 
     Args:
@@ -31,6 +35,7 @@ def open_run(identity: Identity, labels: Labels, *, mode: SyncMode, directory: P
         labels: Tags, group, job type and notes.
         mode: `offline` writes a folder that holds the run from row 0; `online` continues what the server has.
         directory: Where W&B makes its `wandb` folder; it must be writable, or W&B would silently use `/tmp`.
+        origin: Where the run was made; without it W&B shows this host and this program.
 
     Returns:
         A `wandb.Run`.
@@ -40,17 +45,24 @@ def open_run(identity: Identity, labels: Labels, *, mode: SyncMode, directory: P
     """
     import wandb
 
+    origin = origin or Origin()
     # What this process does is not what the run did: nothing of it is recorded.
     settings = wandb.Settings(
         console="off",
         disable_code=True,
         disable_git=True,
+        git_commit=origin.commit,
+        git_remote_url=origin.remote,
+        host=origin.host,
         init_timeout=_INIT_TIMEOUT_S,
+        program=origin.program,
         save_code=False,
         silent=True,
         x_disable_meta=True,
         x_disable_stats=True,
         x_save_requirements=False,
+        # Online the journal is what a lost stream is made again from.
+        x_skip_transaction_log=mode == "online",
     )
     run = wandb.init(
         id=identity.run_id,
@@ -117,11 +129,13 @@ class Replay:
     Attributes:
         run: The `wandb.Run`.
         next_row: The number of the first row that the run does not have.
+        files: The console log and the host's description; whoever has the run open says when they are uploaded.
     """
 
     def __init__(self, run: Any, run_dir: Path, start: int = 0) -> None:
         self.run = run
         self.next_row = start
+        self.files = RunFiles(run, run_dir)
         self._run_dir = run_dir
         self._segment = 0
         self._segments: dict[str, Any] = {}

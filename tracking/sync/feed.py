@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import select
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,11 +13,15 @@ from tracking.identity import read_identity
 from tracking.journal import End, Event, Follower, Segment
 from tracking.journal.lines import segment_path
 from tracking.labels import NO_LABELS, Labels
+from tracking.sync.claims import Heart, Holder
 from tracking.sync.offline import OfflineView
-from tracking.sync.online import OnlineView
+from tracking.sync.online import OnlineView, Patience
+from tracking.sync.parent import Parent
+from tracking.sync.pushed import journal_position
 from tracking.sync.status import State, SyncStatus, write_status
 from tracking.sync.task import Task
-from tracking.sync.view import Shown, View
+from tracking.sync.turn import Left, await_turn
+from tracking.sync.view import Shown, StreamLostError, View
 
 _POLL_S = 1.0
 _STATUS_S = 5.0
@@ -57,14 +58,32 @@ def feed(task: Task, progress: Progress) -> bool:
         Exception: Whatever W&B raises.
     """
     parent = Parent(task.parent)
+    if task.mode == "offline":
+        return _feed(task, progress, parent, None)
+    claim = await_turn(task.run_dir, task.segment, parent)
+    if isinstance(claim, Left):
+        _write_status(task, SyncStatus(task.segment or 0, "online", "left", rows=claim.rows, error=str(claim.holder)))
+        return True
+    heart = Heart()
+    heart.keep(claim)
+    try:
+        return _feed(task, progress, parent, heart)
+    finally:
+        heart.release(claim)
+
+
+def _feed(task: Task, progress: Progress, parent: Parent, heart: Heart | None) -> bool:
     gone = parent.is_gone()
     follower = Follower(task.run_dir)
+    position = journal_position(task.run_dir)
     events = follower.poll()
     view = _open(task, events)
     progress.start = view.replay.next_row
     status_due = 0.0
     while True:
         _apply(task, view, follower, events)
+        if position is not None:
+            view.given(position)
         progress.rows = view.replay.next_row
         if task.segment is not None and follower.segment > task.segment:
             view.abandon()
@@ -77,35 +96,16 @@ def feed(task: Task, progress: Progress) -> bool:
             _sync_journal(task, follower)
             _write(task, view, "running")
             status_due = time.monotonic() + _STATUS_S
+        if heart is not None and heart.lost.is_set():
+            raise StreamLostError("another process has taken the run over")
         view.check()
         parent.wait(_POLL_S)
-        # Asked before the journal is read: what the parent wrote last is then in what is read.
+        # Asked before the journal is read: what was written last is then in what is read.
         gone = parent.is_gone()
+        position = journal_position(task.run_dir)
         events = follower.poll()
     _write(task, view, "done", view.close(end))
     return True
-
-
-class Parent:
-    """The training process as its child sees it.
-
-    A line on stdin means that there is something to read. The end of stdin alone would not tell that the parent died:
-    its DataLoader workers hold copies of the pipe.
-    """
-
-    def __init__(self, pid: int | None) -> None:
-        self._pid = pid
-        self._closed = pid is None
-
-    def is_gone(self) -> bool:
-        """True when the training process has ended, or when there is none."""
-        return self._closed or os.getppid() != self._pid
-
-    def wait(self, timeout: float) -> None:
-        """Waits for a word from the training process, at most `timeout` seconds."""
-        ready, _, _ = select.select([sys.stdin.fileno()], [], [], timeout)
-        if ready and not os.read(sys.stdin.fileno(), 4096):
-            self._closed = True
 
 
 def _open(task: Task, events: list[Event]) -> View:
@@ -115,7 +115,9 @@ def _open(task: Task, events: list[Event]) -> View:
     last = next((event for event in reversed(events) if isinstance(event, Segment)), None)
     labels = Labels(last.tags, last.group, last.job_type, last.notes) if last is not None else NO_LABELS
     if task.mode == "online":
-        return OnlineView(identity, labels, task.run_dir, task.wandb_dir, task.finish_timeout)
+        patience = Patience.of_child(task.finish_timeout)
+        by = Holder.this_process("child")
+        return OnlineView(task.run_dir, identity, labels, wandb_dir=task.wandb_dir, patience=patience, by=by)
     return OfflineView(identity, labels, task.run_dir, task.wandb_dir)
 
 
@@ -144,6 +146,10 @@ def _write(task: Task, view: View, state: State, shown: Shown | None = None) -> 
         url=view.url,
         error=task.reason,
     )
+    _write_status(task, status)
+
+
+def _write_status(task: Task, status: SyncStatus) -> None:
     try:
         write_status(task.run_dir, status)
     except OSError as error:

@@ -23,11 +23,13 @@ class Verdict:
         mode: `online` when the server answered and took the key.
         reason: Why not, in one sentence; empty when online.
         base_url: The server that was asked.
+        refused: Whether the fault is the API key.
     """
 
     mode: SyncMode
     reason: str
     base_url: str
+    refused: bool = False
 
 
 def probe(seconds: float) -> Verdict:
@@ -42,17 +44,18 @@ def probe(seconds: float) -> Verdict:
     url = settings.base_url
     key = _key(settings)
     if key is None and not settings.identity_token_file:
-        return Verdict("offline", f"there is no API key for {url} (WANDB_API_KEY, or `wandb login`)", url)
+        reason = f"there is no API key for {url} (WANDB_API_KEY, or `wandb login`)"
+        return Verdict("offline", reason, url, refused=True)
     try:
         # A name server that does not answer holds a lookup for longer than any timeout of a request.
-        reason = bounded(lambda: _ask(settings, key, seconds), seconds)
+        reason, refused = bounded(lambda: _ask(settings, key, seconds), seconds)
     except TimeoutError:
-        reason = f"{url} did not answer within {seconds:g} s"
-    return Verdict("offline" if reason else "online", reason, url)
+        reason, refused = f"{url} did not answer within {seconds:g} s", False
+    return Verdict("offline" if reason else "online", reason, url, refused)
 
 
-def _ask(settings: Any, key: str | None, seconds: float) -> str:
-    """Returns why the server cannot be used, or nothing."""
+def _ask(settings: Any, key: str | None, seconds: float) -> tuple[str, bool]:
+    """Returns why the server cannot be used, or nothing, and whether that is the key."""
     import requests
 
     url = settings.base_url
@@ -67,17 +70,17 @@ def _ask(settings: Any, key: str | None, seconds: float) -> str:
             verify=not settings.insecure_disable_ssl,
         )
         if answer.status_code in (401, 403):
-            return f"{url} refused the API key ({answer.status_code})"
+            return f"{url} refused the API key ({answer.status_code})", True
         if answer.status_code != 200:
-            return f"{url} answers with status {answer.status_code}"
+            return f"{url} answers with status {answer.status_code}", False
         viewer = (answer.json().get("data") or {}).get("viewer")
     except requests.Timeout:
-        return f"{url} did not answer within {seconds:g} s"
+        return f"{url} did not answer within {seconds:g} s", False
     except requests.exceptions.JSONDecodeError:
-        return f"what answers at {url} is not W&B"
+        return f"what answers at {url} is not W&B", False
     except requests.RequestException as error:
-        return f"{url} cannot be reached: {_cause(error)}"
-    return f"{url} does not know the API key" if viewer is None and key else ""
+        return f"{url} cannot be reached: {_cause(error)}", False
+    return (f"{url} does not know the API key", True) if viewer is None and key else ("", False)
 
 
 def _key(settings: Any) -> str | None:

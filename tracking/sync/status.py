@@ -9,7 +9,7 @@ from typing import Literal
 
 from tracking.files import read_json, write_json
 
-State = Literal["running", "done", "failed"]
+State = Literal["running", "done", "failed", "left"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class SyncStatus:
     Attributes:
         segment: The journal segment that it was started for.
         mode: `online` or `offline`.
-        state: `done` when W&B has every row, `failed` when it has not and nothing more is tried.
+        state: `done` when W&B has every row, `failed` when it has not and nothing more is tried, `left` when another
+            process (`error`) pushes the run.
         rows: How many rows of the run W&B has been given.
         confirmed: How many rows the server said it has, at the end of an online segment.
         folder: W&B's offline folder, once it is published.

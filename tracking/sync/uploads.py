@@ -17,7 +17,7 @@ class Uploads:
         self._run = run
         self._run_dir = run_dir
         self._started: dict[Path, Background[Any]] = {}
-        self._refused: set[Path] = set()
+        self._refused: dict[Path, str] = {}
 
     def advance(self) -> None:
         """Starts what is new, and acknowledges what the server has committed."""
@@ -37,12 +37,17 @@ class Uploads:
             time.sleep(0.1)
             self.advance()
 
+    def failed(self) -> str | None:
+        """What could not be uploaded, or was not in time; None where nothing is left."""
+        late = [f"{path.name} is not uploaded yet" for path in self._started]
+        return "; ".join([*self._refused.values(), *late]) or None
+
     def _attempt(self, path: Path, step: Any) -> None:
         try:
             step(path)
         except Exception as error:  # noqa: BLE001 - an artifact that fails must not hold the rows; it stays put aside
             print(f"{path.name} is not uploaded: {error!r}", flush=True)
-            self._refused.add(path)
+            self._refused[path] = f"{path.name} is not uploaded: {error}"
 
     def _start(self, path: Path) -> None:
         import wandb
@@ -62,4 +67,6 @@ class Uploads:
 
     @staticmethod
     def _acknowledge(path: Path, artifact: Any) -> None:
+        if artifact.state != "COMMITTED":
+            raise RuntimeError(f"the server has it as {artifact.state}")
         acknowledge(path, {"version": artifact.version, "artifact": artifact.qualified_name})

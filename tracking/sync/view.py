@@ -8,6 +8,7 @@ from typing import Protocol
 
 from tracking.journal import End
 from tracking.sync.engine import Replay
+from tracking.sync.pushed import Position
 
 
 class NotConfirmedError(Exception):
@@ -43,6 +44,9 @@ class View(Protocol):
 
     replay: Replay
     url: str | None
+
+    def given(self, seen: Position) -> None:
+        """Takes note of how much of the journal the rows so far are."""
 
     def check(self) -> None:
         """Called now and then: raises `StreamLostError` when what was given does not arrive."""

@@ -1,0 +1,115 @@
+"""What there is to push below a folder, found by names, sizes and times: an idle look must cost next to nothing."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tracking.intents import pending_intents
+from tracking.sync.claims import Observer
+from tracking.sync.plain_push import plain_folders, plain_state_folder
+from tracking.sync.pushed import journal_position, read_push_state
+
+# Runs stand directly below a root, or grouped in folders.
+_DEPTH = 3
+# An upload by hand may have been under way when a run was pushed: the server is asked once more.
+_SETTLE_S = 60.0
+WANDB = "wandb"
+
+_Signature = tuple[object, ...]
+
+
+def find(roots: Sequence[Path]) -> Iterator[Path]:
+    """The run folders below some roots, and W&B's own folders (`…/wandb`); a root may be one itself.
+
+    Args:
+        roots: Folders; those that do not exist hold nothing.
+    """
+    for root in roots:
+        yield from _below(root, _DEPTH)
+
+
+class Scanner:
+    """Looks again and again, and reads nothing of what has not changed since it was pushed."""
+
+    def __init__(self, roots: Sequence[Path]) -> None:
+        self._roots = roots
+        self._observer = Observer()
+        self._settled: dict[Path, _Signature] = {}
+
+    def due(self, *, again: bool = False) -> list[Path]:
+        """The folders that somebody should push now.
+
+        Args:
+            again: Also those that have failed and would be tried later, and those that another process holds: what
+                became of a holder on another host shows only when its heart is watched.
+        """
+        now = time.time()
+        found = list(find(self._roots))
+        self._settled = {path: self._settled[path] for path in found if path in self._settled}
+        return [path for path in found if self._is_due(path, now, again)]
+
+    def _is_due(self, path: Path, now: float, again: bool) -> bool:
+        try:
+            signature = _signature(path)
+            if signature == self._settled.get(path):
+                return False
+            when = wandb_due_at(path, again=again) if path.name == WANDB else run_due_at(path, again=again)
+        except OSError:
+            return False  # it went away meanwhile
+        if when is None:
+            self._settled[path] = signature
+            return False
+        claimed = path / ".sync" if path.name == WANDB else path
+        return when <= now and (again or self._observer.holder(claimed) is None)
+
+
+def run_due_at(run_dir: Path, *, again: bool = False) -> float | None:
+    """When a run should be pushed, seconds since the epoch; None where the server has all of it."""
+    position = journal_position(run_dir)
+    if position is None:
+        return None
+    state = read_push_state(run_dir)
+    if state is None:
+        return 0.0
+    if state.next_try is not None:
+        return 0.0 if again else state.next_try
+    if state.seen != position or state.closed is None or pending_intents(run_dir):
+        return 0.0
+    return None if state.settled else state.time + _SETTLE_S
+
+
+def wandb_due_at(folder: Path, *, again: bool = False) -> float | None:
+    """When something in one of W&B's own folders should be pushed; None where there is nothing."""
+    times = []
+    for run in plain_folders(folder):
+        state = read_push_state(plain_state_folder(run))
+        times.append(0.0 if again or state is None or state.next_try is None else state.next_try)
+    return min(times, default=None)
+
+
+def _below(folder: Path, depth: int) -> Iterator[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            names = {entry.name for entry in entries if entry.name == "run.json" or entry.is_dir(follow_symlinks=False)}
+    except OSError:
+        return
+    if "run.json" in names:
+        yield folder
+        return
+    if folder.name == WANDB:
+        yield folder
+        return
+    for name in sorted(names):
+        if name == WANDB or (depth > 0 and not name.startswith(".")):
+            yield from _below(folder / name, depth - 1)
+
+
+def _signature(path: Path) -> _Signature:
+    """Changes when a file in the folder is made or replaced, the journal grows, or an upload is put aside."""
+    if path.name == WANDB:
+        return (path.stat().st_mtime_ns,)
+    intents = path / "intents"
+    return path.stat().st_mtime_ns, journal_position(path), intents.stat().st_mtime_ns if intents.exists() else 0
