@@ -4,6 +4,8 @@
 cd -P -- "${BASH_SOURCE[0]%/*}/.."
 PYTHON=
 gilbreth_terminated=
+# The push at the end holds the job's nodes; whatever it does not do, the login node can.
+push_seconds=60
 
 # TERM is scancel, the hard end of the time limit, or a requeue under way. Bash runs this when the current command has
 # ended; the job is not requeued after it.
@@ -90,6 +92,23 @@ run_tasks() {
     ${log:+--output="$log"} bash -c 'trap "" USR2; exec "$0" "$@"' "$@"
 }
 
+# push_run RUN_FOLDER: pushes to W&B what it does not have of the run, where this node has internet; else one line says
+# how. What comes of it changes nothing. Who says that jobs are offline gets no push from one.
+push_run() {
+  if [ "${WANDB_MODE:-}" = offline ]; then
+    say_how_to_push "$1"
+  elif [ -e "$1/run.json" ] && ! timeout --kill-after=5 "$push_seconds" "$PYTHON" -m tracking.sync run "$1" --closing; then
+    say_how_to_push "$1"
+  fi
+}
+
+# say_how_to_push RUN_FOLDER
+say_how_to_push() {
+  if [ -e "$1/run.json" ]; then
+    echo "to push this run, on a login node: cd ${PWD@Q} && ${PYTHON#"$PWD"/} -m tracking.sync run ${1@Q}"
+  fi
+}
+
 # finish RUN_FOLDER CODE: ends the job after srun ended with CODE: done, ended, or requeued.
 finish() {
   local run=$1 code=$2 verdict=0
@@ -103,16 +122,20 @@ finish() {
   fi
   if [ -n "$gilbreth_terminated" ]; then
     echo "end: TERM (scancel, the end of the time limit, or a requeue that is under way); this script does not requeue"
+    # Slurm kills what is left within seconds, so nothing is begun here.
+    say_how_to_push "$run"
     exit 143
   fi
   if [ "$verdict" -eq 0 ]; then
-    exit 0
-  fi
-  if [ "$verdict" -eq 75 ]; then
-    scontrol requeue "$SLURM_JOB_ID" || echo "error: Slurm refused to requeue job $SLURM_JOB_ID; submit the stage again" >&2
-  fi
-  if [ "$code" -eq 0 ]; then
+    code=0
+  elif [ "$code" -eq 0 ]; then
     code=1
   fi
+  if [ "$verdict" -eq 75 ]; then
+    # A requeued run goes on, and a later attempt pushes it.
+    scontrol requeue "$SLURM_JOB_ID" && exit "$code"
+    echo "error: Slurm refused to requeue job $SLURM_JOB_ID; submit the stage again" >&2
+  fi
+  push_run "$run"
   exit "$code"
 }

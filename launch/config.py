@@ -151,6 +151,8 @@ class Cluster(_Section):
         gpus_per_node: How many GPUs a node has; None is not known.
         qos_limits: Longest time in minutes by QOS.
         node_local: Folders that other nodes do not see.
+        internet: Whether the nodes that run jobs reach W&B; None is not known.
+        sync_partition: Where `--sync-after` pushes runs from; None is the partition of the job itself.
         resources: What takes the place of a stage's own resources.
         arguments: What takes the place of a stage's own arguments, where it has them.
     """
@@ -168,6 +170,8 @@ class Cluster(_Section):
     gpus_per_node: NonNegativeInt | None = None
     qos_limits: dict[str, Minutes] = {}
     node_local: tuple[str, ...] = ()
+    internet: bool | None = None
+    sync_partition: str | None = None
     resources: dict[str, Any] = Field(default={}, exclude=True)
     arguments: dict[str, Any] = Field(default={}, exclude=True)
 

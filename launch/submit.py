@@ -33,6 +33,7 @@ def main(
             "Without it: Slurm's where sbatch is on the PATH, else local."
         ),
     ] = None,
+    *,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the configuration and the script; touch nothing.")
     ] = False,
@@ -42,14 +43,17 @@ def main(
             "--set", metavar="KEY=VALUE", help="Change a value, as in --set bc.batch_size=32; may be repeated."
         ),
     ] = None,
+    sync_after: Annotated[
+        bool, typer.Option("--sync-after", help="Queue a small job that pushes the run to W&B after this one.")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run; exit with 0 only when it is complete.")] = False,
 ) -> None:
     """Previews, checks and queues one stage of training as a Slurm job."""
     with exit_on_user_error():
-        run(stage, cluster, settings or [], dry_run=dry_run, wait=wait)
+        run(stage, cluster, settings or [], dry_run=dry_run, sync_after=sync_after, wait=wait)
 
 
-def run(stage: str, cluster: str | None, settings: list[str], *, dry_run: bool, wait: bool) -> None:
+def run(stage: str, cluster: str | None, settings: list[str], *, dry_run: bool, sync_after: bool, wait: bool) -> None:
     """Does what the command line asks for.
 
     Raises:
@@ -59,9 +63,12 @@ def run(stage: str, cluster: str | None, settings: list[str], *, dry_run: bool, 
     from launch.checks import findings, refuse_what_cannot_run
     from launch.config import resolve
     from launch.spec import make_spec
+    from launch.sync_after import check_sync_after, queue_sync, way_to_wandb
 
     config = resolve(stage, cluster or default_cluster(), settings)
     spec = make_spec(config, datetime.now())
+    if sync_after:
+        check_sync_after(spec.cluster)
     if dry_run:
         print(preview(config, spec), end="")
         for finding in findings(config, spec):
@@ -74,6 +81,10 @@ def run(stage: str, cluster: str | None, settings: list[str], *, dry_run: bool, 
 
     submitted = submit(config, spec)
     report(spec, submitted)
+    if sync_after:
+        print(queue_sync(spec, submitted.job_id), flush=True)
+    elif way := way_to_wandb(spec):
+        print(way, flush=True)
     if wait:
         end_with(spec, submitted)
 
@@ -140,8 +151,11 @@ def report(spec: JobSpec, submitted: Submitted) -> None:
 def end_with(spec: JobSpec, submitted: Submitted) -> None:
     """Follows a run and ends this process with 0 when it is complete, else with 1."""
     from launch.follow import follow
+    from launch.sync_after import push_from_here
 
-    if follow(spec.run_dir, submitted.log, submitted.state):
+    is_complete = follow(spec.run_dir, submitted.log, submitted.state)
+    push_from_here(spec)
+    if is_complete:
         print(f"done {spec.run_dir}")
         return
     print(f"error: the job is over and the run is not complete; see {submitted.log}", file=sys.stderr)

@@ -14,11 +14,14 @@ from launch.config import ROOT
 
 COMMON = ROOT / "job_templates" / "common.sh"
 SMOKE = ROOT / "job_templates" / "05_smoke_tracking.sh"
+SYNC = ROOT / "job_templates" / "sync_runs.sh"
 
 
 def bash(script: str, tmp_path: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     """Runs a script after common.sh, with the folder `commands` first on the PATH."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "NCCL_", "CONDA"))}
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "NCCL_", "CONDA", "WANDB_"))
+    }
     clean |= {"PATH": f"{tmp_path / 'commands'}:{clean['PATH']}", **environ}
     return subprocess.run(
         ["bash", "-euo", "pipefail", "-c", f'. "$0"; {script}', COMMON],
@@ -84,6 +87,81 @@ def test_term_during_the_decision_ends_the_job_too(tmp_path: Path) -> None:
     done = bash("PYTHON=decide; finish /runs/x 1", tmp_path, SLURM_JOB_ID="12")
     assert done.returncode == 143
     assert "requeued" not in done.stdout
+
+
+PYTHON = """
+if [[ $2 == tracking.sync ]]; then echo "pushed: $*"; %s; fi
+exit "$VERDICT"
+"""
+
+
+def run_folder(tmp_path: Path, name: str = "run") -> Path:
+    """A run folder that a tracker has begun."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "run.json").write_text("{}")
+    return tmp_path / name
+
+
+@pytest.mark.parametrize(
+    ("verdict", "srun_code", "exit_code", "requeues", "pushes"),
+    [
+        (0, 0, 0, 0, True),
+        (0, 1, 0, 0, True),
+        (1, 2, 2, 0, True),
+        (1, 0, 1, 0, True),
+        (99, 1, 1, 0, True),
+        (75, 137, 137, 0, False),
+        (75, 137, 137, 1, True),
+    ],
+)
+@pytest.mark.parametrize("push", ["exit 0", "exit 3", "exec sleep 100"])
+def test_the_run_is_pushed_when_the_job_is_over_for_good(
+    *, verdict: int, srun_code: int, exit_code: int, requeues: int, pushes: bool, push: str, tmp_path: Path
+) -> None:
+    """GIVEN a push that succeeds, fails or hangs THEN the job ends as without it, and what is left to do is said."""
+    run = run_folder(tmp_path)
+    put(tmp_path, "python-stub", PYTHON % push)
+    put(tmp_path, "scontrol", f"exit {requeues}")
+    script = f"PYTHON=python-stub; push_seconds=0.3; finish '{run}' {srun_code}"
+    done = bash(script, tmp_path, SLURM_JOB_ID="12", VERDICT=str(verdict))
+    assert done.returncode == exit_code
+    assert (f"pushed: -m tracking.sync run {run} --closing" in done.stdout) == pushes
+    assert ("to push this run, on a login node: " in done.stdout) == (pushes and push != "exit 0")
+
+
+def test_a_job_without_a_run_pushes_nothing(tmp_path: Path) -> None:
+    put(tmp_path, "python-stub", PYTHON % "exit 3")
+    done = bash(f"PYTHON=python-stub; finish '{tmp_path}' 0", tmp_path, VERDICT="0")
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize(("terminated", "mode", "code"), [("1", "online", 143), ("", "offline", 0)])
+def test_after_term_and_where_jobs_are_offline_only_the_command_is_said(
+    terminated: str, mode: str, code: int, tmp_path: Path
+) -> None:
+    run = run_folder(tmp_path)
+    put(tmp_path, "python-stub", PYTHON % "exit 0")
+    script = f"PYTHON=python-stub; gilbreth_terminated={terminated}; finish '{run}' {code}"
+    done = bash(script, tmp_path, VERDICT="0", WANDB_MODE=mode)
+    assert done.returncode == code
+    assert "pushed" not in done.stdout
+    assert f"to push this run, on a login node: cd '{ROOT}' && python-stub -m tracking.sync run '{run}'" in done.stdout
+
+
+def test_the_command_that_is_said_can_be_pasted(tmp_path: Path) -> None:
+    """GIVEN a folder with a quote and a Python in .venv THEN the line goes through a shell as it is."""
+    root = tmp_path / "it's a root"
+    (root / ".venv" / "bin").mkdir(parents=True)
+    (root / ".venv" / "bin" / "python").write_text('#!/bin/bash\nprintf \'%s|\' "$PWD" "$@"\n')
+    (root / ".venv" / "bin" / "python").chmod(0o755)
+    run_folder(root, "it's a run")
+    script = 'cd "$ROOT"; PYTHON=$PWD/.venv/bin/python; say_how_to_push "it\'s a run"'
+    said = bash(script, tmp_path, ROOT=str(root)).stdout
+    prefix = "to push this run, on a login node: "
+    assert said.startswith(prefix)
+    assert "&& .venv/bin/python -m tracking.sync run " in said
+    done = subprocess.run(["bash", "-c", said.removeprefix(prefix)], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{root}|-m|tracking.sync|run|it's a run|"
 
 
 def test_usr2_does_not_end_the_batch_shell(tmp_path: Path) -> None:
@@ -219,3 +297,23 @@ def test_the_smoke_script_finds_the_project_from_both_folders(folder: str, tmp_p
     finally:
         shutil.rmtree(ROOT / "runs" / "smoke-tracking-0", ignore_errors=True)
     assert f"srun in {ROOT}: gilbreth_phase0.smoke --run-dir runs/smoke-tracking-0" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "roots"), [([], ["--root=runs"]), (["/a b", "it's"], ["--root=/a b", "--root=it's"])]
+)
+def test_the_sync_script_pushes_what_is_below_its_arguments(
+    arguments: list[str], roots: list[str], tmp_path: Path
+) -> None:
+    project = tmp_path / "project"
+    (project / ".venv" / "bin").mkdir(parents=True)
+    (project / "job_templates").mkdir()
+    shutil.copy(COMMON, project / "job_templates")
+    python = project / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/bash\nprintf \'%s\\n\' "$PWD" "$@"\nexit 7\n')
+    python.chmod(0o755)
+    environ = {**os.environ, "SLURM_SUBMIT_DIR": str(project)}
+    done = subprocess.run(["bash", SYNC, *arguments], cwd="/", env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 7
+    assert done.stdout.splitlines() == [str(project), "-m", "tracking.sync", "once", *roots]
+    assert not [line for line in SYNC.read_text().splitlines() if line.startswith("#SBATCH") and "$" in line]

@@ -120,6 +120,7 @@ def test_without_slurm_the_default_is_this_machine(without_slurm: Path) -> None:
             "QOS 'standby' of 'gilbreth' allows 04:00:00",
         ),
         (["--stage", "smoke", "--cluster", "generic", "--set", "cluster.run_root=/tmp/x"], "other nodes do not see"),
+        (["--stage", "smoke", "--sync-after"], "--sync-after queues a job, and 'local' has no queue"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_written(arguments: list[str], message: str, without_slurm: Path) -> None:
@@ -174,4 +175,4 @@ def test_the_lab_is_recognised_by_its_configuration(tmp_path: Path, monkeypatch:
 
 def test_help_names_every_option() -> None:
     shown = CliRunner().invoke(submit.app, ["--help"]).output
-    assert all(option in shown for option in ("--stage", "--cluster", "--dry-run", "--set", "--wait"))
+    assert all(option in shown for option in ("--stage", "--cluster", "--dry-run", "--set", "--sync-after", "--wait"))
