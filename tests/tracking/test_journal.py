@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tracking.errors import UserError
-from tracking.journal import End, Follower, JournalWriter, Row, Segment, read_journal
+from tracking.journal import JournalWriter, Row, read_journal
 from tracking.journal.known import KnownPairs
 
 from support import wait_until
@@ -143,31 +143,6 @@ def test_two_processes_that_begin_at_once_get_two_segments(tmp_path: Path) -> No
     assert [row.data for row in read_journal(tmp_path).rows] == [{"x": "second"}]
 
 
-def test_a_follower_reads_each_event_once(tmp_path: Path) -> None:
-    follower = Follower(tmp_path)
-    assert follower.poll() == []
-    writer = begin(tmp_path)
-    writer.row(1, {"x": 1})
-    assert [type(event) for event in follower.poll()] == [Segment, Row]
-    assert follower.poll() == []
-
-    with writer.path.open("ab") as file:
-        file.write(b'{"kind":"row","n":1,"step":2,')
-        file.flush()
-        assert follower.poll() == []
-        assert follower.torn() is not None
-        file.write(b'"time":5.5,"data":{"x":2}}\n')
-    assert follower.poll() == [Row(1, 2, 5.5, {"x": 2})]
-
-    resumed = begin(tmp_path)
-    resumed.row(3, {"x": 3})
-    resumed.end("crashed", 1)
-    events = follower.poll()
-    assert [type(event) for event in events] == [Segment, Row, End]
-    assert events[1].n == 2  # type: ignore[union-attr]
-    assert follower.segment == 1
-
-
 def test_a_file_that_is_no_segment_is_refused(tmp_path: Path) -> None:
     begin(tmp_path).close()
     (tmp_path / "journal-001.jsonl").write_text('{"kind":"row"}\n')
@@ -270,16 +245,3 @@ def test_a_killed_writer_leaves_whole_rows_each_once(tmp_path: Path) -> None:
     assert all(row.data == {"x": row.n, "y": 0.1 * row.n} for row in journal.rows)
     assert journal.problems == []
     assert len(journal.segments) == 4
-
-
-def test_reading_again_costs_only_what_is_new(tmp_path: Path) -> None:
-    writer = begin(tmp_path)
-    for step in range(2000):
-        writer.row(step, {"x": step})
-    follower = Follower(tmp_path)
-    assert len(follower.poll()) == 2001
-    before = int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
-    writer.row(2000, {"x": 1})
-    assert len(follower.poll()) == 1
-    read = int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0]) - before
-    assert read < 2000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,22 @@ class Journal:
 class Follower:
     """Reads a journal that is still being written: each `poll` returns what was added and reads nothing twice.
 
-    A file is opened anew for each look, so that a network file system hands out what the writer has synced.
+    A file is opened anew for each look, so that a network file system hands out what the writer has synced. What
+    another host wrote may still arrive there out of order: a later file before an earlier one, the pages of a file with
+    holes between them. A patient look stops at such a gap.
 
     Attributes:
         segment: The number of the file that is read now.
         problems: What `Journal.problems` holds, so far.
+        gap: A sentence about what the last look, a patient one, stopped at; None where nothing was missing.
+        more: Whether the last look stopped at its bound.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self.segment = 0
         self.problems: list[str] = []
+        self.gap: str | None = None
+        self.more = False
         self._run_dir = run_dir
         self._offset = 0
         self._line = 0
@@ -63,8 +70,14 @@ class Follower:
         self._next_row = 0
         self._replaced = 0
 
-    def poll(self) -> list[Event]:
+    def poll(self, limit_bytes: int | None = None, *, patient: bool = False) -> list[Event]:
         """Returns the events that were added since the last call, over as many segments as there are.
+
+        Args:
+            limit_bytes: About how much is read at most, in whole lines; the next call goes on from there. `more` says
+                whether the bound was met.
+            patient: Stop before a missing file, before a line that is not whole, and before a segment whose first
+                number is beyond the rows that are there. Else these are passed over for good, with a problem each.
 
         Returns:
             Nothing while there is no file yet.
@@ -74,31 +87,63 @@ class Follower:
             UserError: A file is there that no journal's writer made.
         """
         events: list[Event] = []
+        self.gap, self.more = None, False
+        left = limit_bytes
         while True:
             # Asked before the file is read: what the next segment's writer has seen of it is then in what is read.
             following = self._following()
-            for event in self._read():
+            content = self._content(left)
+            for event in self._events(content or b"", patient):
                 if isinstance(event, Row) and not self._accept(event, following):
                     continue
                 events.append(event)
-            if following is None:
+            if self.gap is not None:
                 return events
-            self._leave()
+            if left is not None and content is not None:
+                # What ends without a newline was read to the end of the file.
+                self.more = len(content) >= left and content.endswith(b"\n")
+                left = max(1, left - len(content))
+            if self.more or following is None:
+                return events
+            missing = self._missing(following, has_file=content is not None)
+            if patient and missing:
+                self.gap = missing[0]
+                return events
+            self._leave(following, missing)
+
+    def torn(self) -> str | None:
+        """A sentence about the last line of the present file, if it has no end (yet)."""
+        if not self._torn:
+            return None
+        return f"{self._name()} line {self._line + 1}: not a whole line ({self._torn} bytes), ignored"
 
     def _following(self) -> Segment | None:
+        """The first line of the next file that is there; the one in between may not have arrived."""
+        for number in (self.segment + 1, *self._later_numbers()):
+            path = segment_path(self._run_dir, number)
+            try:
+                with path.open("rb") as file:
+                    header = parse(file.readline())
+            except FileNotFoundError:
+                continue
+            except ValueError:
+                header = None
+            if not isinstance(header, Segment):
+                raise UserError(
+                    f"{path} does not begin with a segment line: it is no part of a journal, or its beginning was "
+                    "lost.\n  next: move it out of the run folder"
+                )
+            return header
+        return None
+
+    def _later_numbers(self) -> Iterator[int]:
+        # A generator, so that the folder is listed only where the next file is not found by its name.
         try:
-            with segment_path(self._run_dir, self.segment + 1).open("rb") as file:
-                header = parse(file.readline())
+            names = [path.name for path in self._run_dir.iterdir()]
         except FileNotFoundError:
-            return None
-        except ValueError:
-            header = None
-        if not isinstance(header, Segment):
-            raise UserError(
-                f"{segment_path(self._run_dir, self.segment + 1)} does not begin with a segment line: it is no part "
-                "of a journal, or its beginning was lost.\n  next: move it out of the run folder"
-            )
-        return header
+            return
+        texts = (name[len("journal-") : -len(".jsonl")] for name in names if fnmatch(name, "journal-*.jsonl"))
+        yield from sorted(int(text) for text in texts if text.isdigit() and int(text) > self.segment + 1)
 
     def _accept(self, row: Row, following: Segment | None) -> bool:
         if following is not None and row.n >= following.first_row:
@@ -110,38 +155,54 @@ class Follower:
         self._next_row = row.n + 1
         return True
 
-    def _read(self) -> Iterator[Event]:
+    def _content(self, left: int | None) -> bytes | None:
+        """What the present file holds behind the last look, up to the end of a line; None where there is no file."""
         try:
             with segment_path(self._run_dir, self.segment).open("rb") as file:
                 file.seek(self._offset)
-                content = file.read()
+                content = file.read(-1 if left is None else left)
+                # The bound fell within a line.
+                return content + file.readline() if left is not None and len(content) == left else content
         except FileNotFoundError:
-            return
+            return None
+
+    def _events(self, content: bytes, patient: bool) -> Iterator[Event]:
         whole = content.rfind(b"\n") + 1
-        self._offset += whole
         self._torn = len(content) - whole
         for line in content[:whole].split(b"\n")[:-1]:
-            self._line += 1
             try:
                 event = parse(line)
             except ValueError:
-                self.problems.append(f"{self._name()} line {self._line}: not a whole line ({len(line)} bytes), ignored")
-                continue
+                damage = f"{self._name()} line {self._line + 1}: not a whole line ({len(line)} bytes)"
+                if patient:
+                    self.gap = damage
+                    return
+                self.problems.append(f"{damage}, ignored")
+                event = None
+            self._offset += len(line) + 1
+            self._line += 1
             if event is not None:
                 yield event
 
-    def torn(self) -> str | None:
-        """A sentence about the last line of the present file, if it has no end (yet)."""
-        if not self._torn:
-            return None
-        return f"{self._name()} line {self._line + 1}: not a whole line ({self._torn} bytes), ignored"
+    def _missing(self, following: Segment, *, has_file: bool) -> list[str]:
+        """What should be there before the following segment and is not, one sentence each."""
+        later = segment_path(self._run_dir, following.segment).name
+        first = self.segment + 1 if has_file else self.segment
+        absent = [segment_path(self._run_dir, number).name for number in range(first, following.segment)]
+        missing = [f"{name} is missing, {later} is there" for name in absent]
+        if not absent and following.first_row > self._next_row:
+            rows = f"rows {self._next_row} to {following.first_row - 1}"
+            missing.append(f"{self._name()}: {rows} are missing before {later}")
+        return missing
 
-    def _leave(self) -> None:
+    def _leave(self, following: Segment, missing: list[str]) -> None:
         if torn := self.torn():
             self.problems.append(torn)
+        self.problems += missing
         if self._replaced:
-            self.problems.append(f"{self._name()}: {self._replaced} rows were replaced by segment {self.segment + 1}")
-        self.segment += 1
+            self.problems.append(f"{self._name()}: {self._replaced} rows were replaced by segment {following.segment}")
+        self.segment = following.segment
+        self._next_row = max(self._next_row, following.first_row)
         self._offset = self._line = self._replaced = self._torn = 0
 
     def _name(self) -> str:
