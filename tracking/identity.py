@@ -24,6 +24,7 @@ class Identity:
         project: The W&B project.
         entity: The W&B user or team, or None for the key's default.
         created: When it began, seconds since the epoch.
+        adopted: Whether somebody named the run before there was a folder: W&B may have rows of it from elsewhere.
     """
 
     run_id: str
@@ -31,6 +32,7 @@ class Identity:
     project: str
     entity: str | None
     created: float
+    adopted: bool = False
 
 
 def new_run_id() -> str:
@@ -69,7 +71,8 @@ def claim_identity(run_dir: Path, run_id: str | None, run_name: str, project: st
     """
     identity = read_identity(run_dir)
     if identity is None:
-        made = Identity(run_id or new_run_id(), run_name, project, entity, time.time())
+        adopted = run_id is not None
+        made = Identity(run_id or new_run_id(), run_name, project, entity, time.time(), adopted)
         create_exclusive(run_dir / "run.json", (json.dumps(asdict(made), indent=2) + "\n").encode())
         # Read again: of two processes that begin at once, one has won.
         identity = read_identity(run_dir) or made
@@ -79,6 +82,28 @@ def claim_identity(run_dir: Path, run_id: str | None, run_name: str, project: st
             "  next: leave resume_id out to continue the run that is there, or give the folder of the other run"
         )
     return identity
+
+
+def rows_before(run_dir: Path, identity: Identity, there: int | None = None) -> int:
+    """How many rows of a run W&B had before its journal began; the journal's rows come behind them.
+
+    Args:
+        run_dir: The run folder.
+        identity: The run.
+        there: How many rows the server has. Where that is not recorded yet, none of them is the journal's, and it is
+            recorded now; None records nothing.
+
+    Raises:
+        OSError: The folder cannot be read or written.
+        ValueError: The record is not one.
+    """
+    if not identity.adopted:
+        return 0
+    path = run_dir / "before.json"
+    if there is not None:
+        create_exclusive(path, (json.dumps({"rows": there}) + "\n").encode())
+    record = read_json(path)
+    return int(record["rows"]) if record is not None else 0
 
 
 def find_run(runs: Path, run_id: str) -> Path | None:

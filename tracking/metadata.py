@@ -47,9 +47,9 @@ def get_metadata(folder: Path | None = None) -> dict[str, Any]:
         folder: A folder in the git tree that is described; the current one by default.
 
     Returns:
-        `git` (commit, branch, dirty), `slurm`, `seeds`, `host`, `versions`, `command` and `folder`, made of plain
-        values without secrets. What cannot be known (no git tree, not a Slurm job, a package that is not installed, a
-        seed that nobody set) is None.
+        `git` (commit, branch, dirty, remote), `slurm`, `seeds`, `host`, `versions`, `command`, `program`, `arguments`
+        and `folder`, made of plain values without secrets. What cannot be known (no git tree, not a Slurm job, a
+        package that is not installed, a seed that nobody set) is None.
     """
     return {
         "git": git_facts(folder or Path.cwd()),
@@ -62,20 +62,23 @@ def get_metadata(folder: Path | None = None) -> dict[str, Any]:
         },
         "versions": versions(),
         "command": shlex.join(redact_arguments(sys.orig_argv)),
+        "program": _program(),
+        "arguments": redact_arguments(sys.argv)[1:],
         "folder": str(Path.cwd()),
     }
 
 
 def git_facts(folder: Path) -> dict[str, Any]:
-    """Reads commit, branch and whether tracked files are changed; each is None outside a git tree.
+    """Reads commit, branch, whether tracked files are changed, and the remote; each is None outside a git tree.
 
     Args:
         folder: Any folder of the tree.
 
     Returns:
-        `commit` (40 hex digits), `branch` (None when detached) and `dirty`.
+        `commit` (40 hex digits), `branch` (None when detached), `dirty` and `remote` (the address of `origin`, without
+        a user name or password; None where there is none).
     """
-    facts: dict[str, Any] = {"commit": None, "branch": None, "dirty": None}
+    facts: dict[str, Any] = {"commit": None, "branch": None, "dirty": None, "remote": None}
     try:
         import git
     except ImportError:  # GitPython refuses to be imported where there is no git program
@@ -83,6 +86,8 @@ def git_facts(folder: Path) -> dict[str, Any]:
     try:
         with git.Repo(folder, search_parent_directories=True) as repository:
             facts["commit"] = repository.head.commit.hexsha
+            if "origin" in repository.remotes:
+                facts["remote"] = re.sub(r"(?<=://)[^/@]*@", "", repository.remotes["origin"].url)
             facts["branch"] = None if repository.head.is_detached else repository.active_branch.name
             # Many jobs ask at once, and the tree may be on a slow disk: no lock on the index, and no waiting for ever.
             repository.git.update_environment(GIT_OPTIONAL_LOCKS="0")
@@ -126,6 +131,14 @@ def slurm_facts(environ: Mapping[str, str] = os.environ) -> dict[str, Any] | Non
         text = facts[name]
         facts[name] = int(text) if text is not None and text.isdigit() else None
     return facts
+
+
+def _program() -> str | None:
+    """The script or `-m module` that this process runs; None for code from a command line or a prompt."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if spec is not None:
+        return f"-m {spec.name.removesuffix('.__main__')}"
+    return sys.argv[0] if sys.argv[0] not in {"", "-", "-c"} else None
 
 
 def versions() -> dict[str, str | None]:

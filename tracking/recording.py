@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tracking.artifacts import put_config, put_diff
+from tracking.console import LOG_NAME, Console, heading
 from tracking.errors import UserError
 from tracking.identity import Identity, claim_identity
 from tracking.intents import Intent, pending_intents, put_intent
@@ -20,7 +21,7 @@ from tracking.labels import Labels
 from tracking.metadata import get_metadata, git_diff, slurm_facts
 from tracking.mode import Mode
 from tracking.sync.offline import sync_command
-from tracking.sync.process import SyncProcess, replay_command
+from tracking.sync.process import SyncProcess, push_command
 from tracking.sync.status import SyncStatus, read_status
 from tracking.sync.task import Task
 
@@ -45,6 +46,7 @@ class Plan:
         resumed_step: The training step of the checkpoint that the segment continues from.
         finish_timeout: Seconds that the end waits for the child at most.
         probe_timeout: Seconds that the server may take to answer at the beginning.
+        console: Whether the console is copied into the run folder.
     """
 
     run_dir: Path
@@ -59,6 +61,7 @@ class Plan:
     resumed_step: int | None
     finish_timeout: float
     probe_timeout: float
+    console: bool
 
 
 class Recording:
@@ -84,11 +87,12 @@ class Recording:
                 plan.run_dir, plan.run_id, plan.run_name, plan.project, plan.entity
             )
             journal = read_journal(plan.run_dir)
+            job = slurm_facts()
             self._writer = JournalWriter.begin(
                 plan.run_dir,
                 self.identity.run_id,
                 journal,
-                job=slurm_facts(),
+                job=job,
                 resumed_step=plan.resumed_step,
                 labels=plan.labels,
             )
@@ -97,6 +101,7 @@ class Recording:
                 f"the run folder {plan.run_dir} cannot be written: {error.strerror}\n"
                 "  next: give a folder of yours as run_dir, or free space there"
             ) from error
+        self._console = Console(plan.run_dir / LOG_NAME, heading(self._writer.segment, job)) if plan.console else None
         self._known: KnownPairs | None = KnownPairs(journal.rows) if journal.rows else None
         self._child = self._start_child()
         # The server is asked meanwhile.
@@ -121,7 +126,7 @@ class Recording:
         if self._put_aside(lambda: put_intent(self.run_dir, intent)) is None:
             return
         size = f"{len(intent.files)} file(s), {intent.metadata['bytes'] / 1e6:.1f} MB"
-        who = "the next online segment of this run uploads it" if self.is_offline() else "it is being uploaded"
+        who = "it waits for the network" if self.is_offline() else "it is being uploaded"
         say(f"Model {intent.name} ({size}; {', '.join(intent.aliases) or 'no alias'}): {who}.")
 
     def is_offline(self) -> bool:
@@ -153,6 +158,10 @@ class Recording:
             return
         if self._known is not None:
             _report_skipped(self._known)
+        if self._console is not None:
+            # Before the segment's last word, after which the log is uploaded; Python prints a crash's traceback later.
+            error = sys.exception()
+            self._console.stop(error if not isinstance(error, SystemExit) else None)
         self._writer.end(state, exit_code)
         whole = self._writer.close()
         rows = self._writer.next_row
@@ -162,13 +171,15 @@ class Recording:
         code = self._child.wait(self._plan.finish_timeout, has_end=whole)
         self._report_end(code, self._status(), rows)
         if waiting := len(pending_intents(self.run_dir)):
-            say(f"{waiting} artifacts wait in {self.run_dir / 'intents'}: the run's next online segment uploads them.")
+            say(f"{waiting} artifacts wait in {self.run_dir / 'intents'}. What uploads the run uploads them too.")
 
     def _has_successor(self) -> bool:
         if (successor := self._writer.replaced_by()) is None:
             return False
         say(f"Another process continues this run ({successor.name}): this one stops recording.")
         self._writer.close()
+        if self._console is not None:
+            self._console.stop()
         return True
 
     def _start_child(self) -> SyncProcess | None:
@@ -242,6 +253,9 @@ class Recording:
         if status is None or status.segment != self._writer.segment:
             status = SyncStatus(self._writer.segment, self._plan.mode, "failed")
         shown = f"{rows} rows" if status.rows >= rows else f"{status.rows} of {rows} rows"
+        if status.state == "left":
+            say(f"{rows} rows in {self.run_dir}: {status.error}.")
+            return
         if code == 0 and status.mode == "online":
             say(f"{shown} at {status.url}")
             return
@@ -257,11 +271,14 @@ class Recording:
             say(f"W&B has {status.rows} of {rows} rows after {self._plan.finish_timeout:g} s.")
         else:
             say(f"W&B's folder was not written: {status.error or 'its process was killed'}. See {self._child.log}.")
-        say(f"All {rows} rows are in {self.run_dir}. To write W&B's folder from there:")
-        print(f"  {replay_command(self.run_dir, self._plan.wandb_dir)}", flush=True)
+        say(f"All {rows} rows are in {self.run_dir}. To push them from there:")
+        print(f"  {push_command(self.run_dir)}", flush=True)
 
     def _print_command(self) -> None:
-        print(f"  {sync_command(self._plan.wandb_dir, self.identity.run_id)}", flush=True)
+        # W&B's own sync is right for a folder that nobody has begun to push, which a first segment's is.
+        is_first = self._writer.segment == 0 and not self.identity.adopted
+        own = sync_command(self._plan.wandb_dir, self.identity.run_id)
+        print(f"  {own if is_first else push_command(self.run_dir)}", flush=True)
 
     def _status(self) -> SyncStatus | None:
         status = read_status(self.run_dir)

@@ -64,6 +64,7 @@ class ExperimentTracker:
         before_flush: Callable[[], None] | None = None,
         finish_timeout: float = 20.0,
         probe_timeout: float = 1.5,
+        console: bool = True,
     ) -> None:
         """Begins a segment of a run, or continues the run that the folder holds.
 
@@ -92,6 +93,7 @@ class ExperimentTracker:
             finish_timeout: Seconds that `finish` waits for the child at most.
             probe_timeout: Seconds that the server may take to answer at the beginning; more for a slow proxy. The
                 constructor waits 1.5 s longer than that at most.
+            console: Copy what the process prints into `RUN/output.log`, which W&B shows as the run's log.
 
         Raises:
             UserError: A tag is missing, a name or mode is not valid, `resume_id` is not the folder's run, or the
@@ -130,6 +132,7 @@ class ExperimentTracker:
                 resumed_step=resumed_step,
                 finish_timeout=finish_timeout,
                 probe_timeout=probe_timeout,
+                console=console,
             )
         )
 

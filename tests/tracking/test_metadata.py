@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from tracking.metadata import get_metadata, git_diff, git_facts, slurm_facts, versions
 
@@ -16,7 +19,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def test_git_facts(weird_tmp_path: Path) -> None:
-    nothing = {"commit": None, "branch": None, "dirty": None}
+    nothing = {"commit": None, "branch": None, "dirty": None, "remote": None}
     assert git_facts(weird_tmp_path) == nothing
     git(weird_tmp_path, "init", "-b", "work")
     assert git_facts(weird_tmp_path) == nothing
@@ -25,10 +28,14 @@ def test_git_facts(weird_tmp_path: Path) -> None:
     git(weird_tmp_path, "add", "file")
     git(weird_tmp_path, "commit", "-m", "one")
     commit = git(weird_tmp_path, "rev-parse", "HEAD")
-    assert git_facts(weird_tmp_path / "sub") == {"commit": commit, "branch": "work", "dirty": False}
+    clean = {"commit": commit, "branch": "work", "dirty": False, "remote": None}
+    assert git_facts(weird_tmp_path / "sub") == clean
+    git(weird_tmp_path, "remote", "add", "origin", "https://me:sesame@example.org/group/code.git")
+    remote = "https://example.org/group/code.git"
+    assert git_facts(weird_tmp_path) == {**clean, "remote": remote}
     (weird_tmp_path / "file").write_text("two")
     git(weird_tmp_path, "checkout", "--detach")
-    assert git_facts(weird_tmp_path) == {"commit": commit, "branch": None, "dirty": True}
+    assert git_facts(weird_tmp_path) == {"commit": commit, "branch": None, "dirty": True, "remote": remote}
 
 
 def test_the_diff_has_no_secrets(tmp_path: Path) -> None:
@@ -73,3 +80,18 @@ def test_the_command_line_is_kept_without_its_secrets(tmp_path: Path) -> None:
     assert "abc def" not in done.stdout
     assert done.stdout.strip().endswith("""--hf-token '[redacted]' --name 'it'"'"'s'""")
     assert get_metadata(tmp_path)["git"]["commit"] is None
+
+
+@pytest.mark.parametrize(
+    ("how", "program"), [(["train.py"], "train.py"), (["-m", "train"], "-m train"), (["-c", "import train"], "None")]
+)
+def test_the_program_and_its_arguments_are_known(tmp_path: Path, how: list[str], program: str) -> None:
+    (tmp_path / "train.py").write_text(
+        "from tracking.metadata import get_metadata as m; print(m()['program'], m()['arguments'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, *how, "--lr", "0.1", "--token", "sesame"],
+        capture_output=True, text=True, check=True, cwd=tmp_path, env=environment,
+    )  # fmt: skip
+    assert done.stdout.strip() == f"{program} ['--lr', '0.1', '--token', '[redacted]']"

@@ -173,7 +173,7 @@ class TestOnItsWay:
         assert wandb_server.requests == []
         assert home_bytes(tmp_path / "home") < 1_000_000
         out = capfd.readouterr().out
-        assert "Model act-lift (2 file(s), 3.0 MB; final): the next online segment of this run uploads it." in out
+        assert "Model act-lift (2 file(s), 3.0 MB; final): it waits for the network." in out
         assert "artifacts wait in" in out
 
         tracker_for(tmp_path / "run").finish()

@@ -258,7 +258,7 @@ class TestRun:
         assert len(read_journal(tmp_path / "run").rows) == 1
         out = capfd.readouterr().out
         assert "W&B's folder was not written: W&B's folder cannot be written" in out
-        assert f"  python -m tracking.sync.child {tmp_path / 'run'} --wandb-dir={tmp_path / 'file'}\n" in out
+        assert f"  python -m tracking.sync run {tmp_path / 'run'}\n" in out
         status = read_status(tmp_path / "run")
         assert status is not None
         assert "next: set WANDB_DIR" in str(status.error)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tracking.errors import UserError
-from tracking.identity import read_identity
+from tracking.identity import read_identity, rows_before
 from tracking.journal import Row, read_journal
 from tracking.sync.probe import probe
 from tracking.sync.scan import WANDB, find
@@ -116,8 +116,10 @@ def _server_rows(run_dir: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     run = shown_run(api, f"{identity.entity or api.default_entity}/{identity.project}/{identity.run_id}")
     if run is None:
         return
+    before = rows_before(run_dir, identity)
     for row in run.handle.scan_history(page_size=_PAGE_ROWS):
-        yield int(row["_step"]), row
+        if (number := int(row["_step"]) - before) >= 0:
+            yield number, row
 
 
 def _difference(row: Row, there: Mapping[str, Any]) -> str | None:

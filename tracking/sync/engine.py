@@ -61,8 +61,6 @@ def open_run(
         x_disable_meta=True,
         x_disable_stats=True,
         x_save_requirements=False,
-        # Online the journal is what a lost stream is made again from.
-        x_skip_transaction_log=mode == "online",
     )
     run = wandb.init(
         id=identity.run_id,
@@ -84,7 +82,7 @@ def open_run(
     return run
 
 
-def replay(run: Any, run_dir: Path, rows: Iterable[Row], start: int) -> int:
+def replay(run: Any, run_dir: Path, rows: Iterable[Row], start: int, before: int = 0) -> int:
     """Logs the rows from `start` on.
 
     Args:
@@ -92,6 +90,7 @@ def replay(run: Any, run_dir: Path, rows: Iterable[Row], start: int) -> int:
         run_dir: Where the files are that rows refer to.
         rows: Rows in the order of their number.
         start: The number of the first row that the run does not have.
+        before: How many rows the run has that are not the journal's.
 
     Returns:
         The number of the first row that the run does not have now.
@@ -99,7 +98,8 @@ def replay(run: Any, run_dir: Path, rows: Iterable[Row], start: int) -> int:
     for row in rows:
         if row.n >= start:
             # W&B takes the time of a row from the row, so that the wall-clock axis shows when it was trained.
-            run.log({**shown(run_dir, row), "train/step": row.step, "_timestamp": row.time}, step=row.n, commit=True)
+            data = {**shown(run_dir, row), "train/step": row.step, "_timestamp": row.time}
+            run.log(data, step=before + row.n, commit=True)
             start = row.n + 1
     return start
 
@@ -132,8 +132,9 @@ class Replay:
         files: The console log and the host's description; whoever has the run open says when they are uploaded.
     """
 
-    def __init__(self, run: Any, run_dir: Path, start: int = 0) -> None:
+    def __init__(self, run: Any, run_dir: Path, start: int = 0, before: int = 0) -> None:
         self.run = run
+        self._before = before
         self.next_row = start
         self.files = RunFiles(run, run_dir)
         self._run_dir = run_dir
@@ -145,7 +146,7 @@ class Replay:
         for event in events:
             match event:
                 case Row():
-                    self.next_row = replay(self.run, self._run_dir, [event], self.next_row)
+                    self.next_row = replay(self.run, self._run_dir, [event], self.next_row, self._before)
                 case Config():
                     self._configure(event.config)
                 case Segment():

@@ -25,6 +25,8 @@ from tracking.sync.view import Shown, StreamLostError, View
 
 _POLL_S = 1.0
 _STATUS_S = 5.0
+# `wandb sync` would write the folder's row 0 over the row 0 that is there.
+_ADOPTED = "W&B may have rows of this run from elsewhere, behind which an offline folder cannot continue"
 
 
 @dataclass
@@ -58,11 +60,16 @@ def feed(task: Task, progress: Progress) -> bool:
         Exception: Whatever W&B raises.
     """
     parent = Parent(task.parent)
+    identity = read_identity(task.run_dir)
+    if task.mode == "offline" and identity is not None and identity.adopted:
+        _write_status(task, SyncStatus(task.segment or 0, "offline", "left", error=_ADOPTED))
+        return True
     if task.mode == "offline":
         return _feed(task, progress, parent, None)
     claim = await_turn(task.run_dir, task.segment, parent)
     if isinstance(claim, Left):
-        _write_status(task, SyncStatus(task.segment or 0, "online", "left", rows=claim.rows, error=str(claim.holder)))
+        words = f"another process pushes this run ({claim.holder})"
+        _write_status(task, SyncStatus(task.segment or 0, "online", "left", rows=claim.rows, error=words))
         return True
     heart = Heart()
     heart.keep(claim)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tracking.errors import UserError
 from tracking.identity import read_identity
+from tracking.intents import pending_intents
 from tracking.sync.offline import run_dir_of
 from tracking.sync.pushed import journal_position, read_push_state
 from tracking.sync.scan import WANDB, Scanner
@@ -60,16 +61,26 @@ def push_named(paths: Sequence[Path], *, closing: bool) -> int:
     if not closing:
         wanted = [_pushable(path) for path in paths]
         return _report(wanted, _push(wanted, "run", held=_HELD_NAMED_S))
-    left = [path for path in paths if not _is_on_server(path)]
-    if left:
-        try:
-            _push([_pushable(path) for path in left], "run", held=0.0)
-        except UserError as error:
-            print(f"[sync] {str(error).splitlines()[0]}")
-    if left := [path for path in left if not _is_on_server(path)]:
+    folders: dict[Path, Path] = {}
+    for path in paths:
+        with _said():
+            folders[path] = _pushable(path)
+    if left := [folder for folder in folders.values() if not _is_on_server(folder)]:
+        with _said():
+            _push(left, "run", held=0.0)
+    if left := [path for path, folder in folders.items() if not _is_on_server(folder)]:
         command = shlex.join([_python(), "-m", "tracking.sync", "run", *map(str, left)])
         print(f"to push this run, on a login node: cd {shlex.quote(str(Path.cwd()))} && {command}", flush=True)
     return 0
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """Turns a fault into a line of a job's log."""
+    try:
+        yield
+    except UserError as error:
+        print(f"[sync] {str(error).splitlines()[0]}")
 
 
 def _push(paths: Sequence[Path], role: str, *, held: float) -> Result:
@@ -99,8 +110,8 @@ def _server_words(result: Result) -> str:
 
 def _report(paths: Sequence[Path], result: Result) -> int:
     words: dict[Outcome, str] = {
-        "done": "pushed",
-        "live": "pushed as far as they are written",
+        "done": "on the server",
+        "live": "on the server as far as written",
         "held": "pushed by another process",
         "failed": "not pushed",
     }
@@ -121,14 +132,14 @@ def _pushable(path: Path) -> Path:
         UserError: There is nothing to push.
     """
     path = path.absolute()
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such folder\n  next: python -m tracking.sync status")
     if read_identity(path) is not None:
         return path
     if any(path.glob("run-*.wandb")):
         return run_dir_of(path) or path
-    if path.name == WANDB and path.is_dir():
+    if path.name == WANDB:
         return path
-    if not path.exists():
-        raise UserError(f"{path}: there is no such folder\n  next: python -m tracking.sync status")
     raise UserError(
         f"{path} is neither a run folder (with run.json) nor one of W&B's offline folders (offline-run-…)\n"
         f"  next: python -m tracking.sync once --root {shlex.quote(str(path))}, for all that is below it"
@@ -142,12 +153,13 @@ def _python() -> str:
 
 
 def _is_on_server(path: Path) -> bool:
-    """True for a run whose every line is on the server, as far as is known here, and whose end is too."""
+    """True for a run whose every line and upload is on the server, as far as is known here, and whose end is too."""
+    if not path.exists():
+        return True  # the folder has moved, or is gone
     state = read_push_state(path)
-    try:
-        return state is not None and state.closed is not None and state.seen == journal_position(path)
-    except OSError:
-        return True  # the folder is gone: there is nothing to push
+    if state is None or state.closed is None or pending_intents(path):
+        return False
+    return state.seen == journal_position(path)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tracking.identity import Identity
+from tracking.identity import Identity, rows_before
 from tracking.intents import pending_intents
 from tracking.journal import End
 from tracking.labels import Labels
@@ -62,7 +62,7 @@ class OnlineView:
     """A journal on the server; how far it is stands in `RUN/push.json`.
 
     Attributes:
-        start: How many rows the server had when this view opened.
+        start: How many of the journal's rows the server had when this view opened.
         state: What was written last.
     """
 
@@ -82,13 +82,15 @@ class OnlineView:
         Raises:
             wandb.Error: The server refused or did not answer.
         """
-        before = read_push_state(run_dir) or PushState()
         self._run_dir = run_dir
-        self.state = replace(before, by=str(by), seen=None, closed=None, settled=False, next_try=None)
+        self.state = replace(
+            read_push_state(run_dir) or PushState(), by=str(by), seen=None, closed=None, settled=False, next_try=None
+        )
         self._write("opening")
         run = open_run(identity, labels, mode="online", directory=wandb_dir, origin=read_origin(run_dir))
-        self.start = int(run.step)
-        self.replay = Replay(run, run_dir, start=self.start)
+        self._before = rows_before(run_dir, identity, there=int(run.step))
+        self.start = int(run.step) - self._before
+        self.replay = Replay(run, run_dir, start=self.start, before=self._before)
         self.url: str | None = run.url
         self._path = f"{run.entity}/{run.project}/{run.id}"
         self._identity = identity
@@ -156,7 +158,7 @@ class OnlineView:
     def _ask(self) -> None:
         self._asked_at = time.monotonic()
         try:
-            confirmed = bounded(lambda: rows_on_server(self._path), _LOST_S)
+            confirmed = bounded(lambda: rows_on_server(self._path), _LOST_S) - self._before
         except Exception as error:  # noqa: BLE001 - whatever the client raises in an outage, W&B's service tries again
             self.state = replace(self.state, error=f"the server cannot be asked how far it is: {error}")
             self._write()
@@ -174,7 +176,7 @@ class OnlineView:
         deadline = time.monotonic() + self._patience.confirm
         while True:
             try:
-                confirmed = bounded(lambda: rows_on_server(self._path), self._patience.confirm)
+                confirmed = bounded(lambda: rows_on_server(self._path), self._patience.confirm) - self._before
                 missing = f"the server has {confirmed} of {rows} rows"
             except Exception as error:  # noqa: BLE001 - an outage has many names, and one meaning here
                 confirmed, missing = -1, f"the server cannot be asked whether it has all {rows} rows: {error}"

@@ -104,6 +104,6 @@ class SyncProcess:
             return None
 
 
-def replay_command(run_dir: Path, wandb_dir: Path) -> str:
-    """The command that writes W&B's offline folder of a run from its journal, ready to be pasted into a shell."""
-    return shlex.join(["python", "-m", "tracking.sync.child", str(run_dir), f"--wandb-dir={wandb_dir}"])
+def push_command(run_dir: Path) -> str:
+    """The command that pushes a run from a host with internet, ready to be pasted into a shell."""
+    return shlex.join(["python", "-m", "tracking.sync", "run", str(run_dir)])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from tracking.errors import UserError
-from tracking.identity import Identity, read_identity
+from tracking.identity import Identity, read_identity, rows_before
 from tracking.intents import pending_intents
 from tracking.journal import End, Follower, Segment
 from tracking.labels import Labels
@@ -64,10 +64,12 @@ class Visit:
         outcome: `busy` (more to do at once), `live` (all is there, and the run goes on), `done` or `held` (another
             process pushes it).
         pause: Seconds until the next step.
+        error: What is left, though the rows are there: uploads that failed.
     """
 
     outcome: Literal["busy", "live", "done", "held"]
     pause: float = 0.0
+    error: str | None = None
 
 
 class RunPush:
@@ -119,7 +121,8 @@ class RunPush:
         if end is not None:
             shown = self._view.close(end)
             self._tools.say(f"{self.path.name}: {shown.confirmed} rows on the server, {end.state}")
-            return self._leave()
+            state = self._view.state
+            return self._leave(state.error if state.next_try is not None else None)
         if not self._view.is_confirmed:
             return Visit("busy", min(_ASK_S, self._tools.interval))
         if self._view.state.confirmed != self._said:
@@ -137,10 +140,10 @@ class RunPush:
             self._tools.say(f"{self.path.name}: push.json cannot be written: {fault.strerror}")
         return state
 
-    def _leave(self) -> Visit:
+    def _leave(self, error: str | None = None) -> Visit:
         if self._claim is not None:
             self._tools.heart.release(self._claim)
-        return Visit("done")
+        return Visit("done", error=error)
 
     def _open(self) -> OnlineView:
         identity, segment = self._identity(), newest_segment(self.path)
@@ -194,7 +197,9 @@ class RunPush:
         if pending_intents(self.path):
             return False
         if not state.settled:
-            rows, word = state_on_server(self._identity())
+            identity = self._identity()
+            rows, word = state_on_server(identity)
+            rows -= rows_before(self.path, identity)
             if rows < (state.confirmed or 0) or word not in _SERVER_STATES[state.closed]:
                 self._tools.say(f"{self.path.name}: the server has {rows} rows, {word}: pushing again")
                 return False

@@ -57,7 +57,7 @@ class Result:
     Attributes:
         outcomes: What became of each folder: `done` (on the server, and ended), `live` (on the server as far as it is
             written), `held` (another process pushes it) or `failed`; folders that it did not come to are absent.
-        errors: Why folders failed.
+        errors: Why folders failed, and what is left of those that are done.
         verdict: The server's word, where that ended it.
     """
 
@@ -202,6 +202,10 @@ class Pusher:
         item.due = time.monotonic() + visited.visit.pause
         match visited.visit.outcome:
             case "done":
+                if visited.visit.error is not None:
+                    self._result.errors[visited.path] = visited.visit.error
+                else:
+                    self._result.errors.pop(visited.path, None)
                 self._end(visited.path, "done")
             case "live":
                 self._result.outcomes[visited.path] = "live"

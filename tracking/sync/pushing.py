@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import threading
 import time
@@ -19,6 +20,8 @@ from tracking.sync.services import forget_foreign_settings, leave, send_within
 # sysexits.h: the server is not there; the key may not.
 UNREACHABLE = 75
 REFUSED = 77
+# A login node is for its users' shells first.
+_NICE = 5
 
 
 def main() -> None:
@@ -27,6 +30,7 @@ def main() -> None:
     parser.add_argument("--interval", type=float, required=True, help="seconds between two looks at a live run")
     parser.add_argument("--verdict", type=Path, required=True, help="where the server's word goes if that ends this")
     arguments = parser.parse_args()
+    os.nice(_NICE)
     forget_foreign_settings()
     send_within(arguments.interval)
     pusher = Pusher("daemon", arguments.interval, say, stay=True)

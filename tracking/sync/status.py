@@ -20,7 +20,7 @@ class SyncStatus:
         segment: The journal segment that it was started for.
         mode: `online` or `offline`.
         state: `done` when W&B has every row, `failed` when it has not and nothing more is tried, `left` when another
-            process (`error`) pushes the run.
+            process pushes the run or has to (`error` says why).
         rows: How many rows of the run W&B has been given.
         confirmed: How many rows the server said it has, at the end of an online segment.
         folder: W&B's offline folder, once it is published.
