@@ -56,6 +56,7 @@ class Follower:
         problems: What `Journal.problems` holds, so far.
         gap: A sentence about what the last look, a patient one, stopped at; None where nothing was missing.
         more: Whether the last look stopped at its bound.
+        bytes_read: How much was read, over all files.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -63,6 +64,7 @@ class Follower:
         self.problems: list[str] = []
         self.gap: str | None = None
         self.more = False
+        self.bytes_read = 0
         self._run_dir = run_dir
         self._offset = 0
         self._line = 0
@@ -180,6 +182,7 @@ class Follower:
                 self.problems.append(f"{damage}, ignored")
                 event = None
             self._offset += len(line) + 1
+            self.bytes_read += len(line) + 1
             self._line += 1
             if event is not None:
                 yield event

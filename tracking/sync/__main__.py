@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,10 @@ def main() -> None:
             code = _run(arguments)
     except SystemExit as end:
         code = int(end.code or 0)
+    except KeyboardInterrupt:
+        code = 130
+    except Exception:  # noqa: BLE001 - leaving skips what Python prints of it
+        traceback.print_exc()
     finally:
         leave(code)
 

@@ -56,6 +56,10 @@ class Holder:
         """The present process."""
         return cls(role, os.uname().nodename, _table(), os.getpid(), _started(os.getpid()) or 0, time.time())
 
+    def is_here(self) -> bool:
+        """True for a process of this host, of which the kernel says whether it is alive."""
+        return self.table == _table()
+
     def is_this_process(self) -> bool:
         """True also for a claim that this process took before it replaced its program."""
         return (self.table, self.pid, self.started) == (_table(), os.getpid(), _started(os.getpid()))
@@ -132,17 +136,20 @@ class Claim:
         Raises:
             OSError: The folder cannot be written.
         """
+        # Before the holder is looked for: who takes the claim meanwhile takes this number.
+        number = (_highest(folder) or 0) + 1
         if observer.holder(folder) is not None:
             return None
         (folder / "claims").mkdir(exist_ok=True)
-        number = (_highest(folder) or 0) + 1
         # The heart beats before the claim stands, so that nobody sees a claim without one.
         _file(folder, number, "beat").touch()
         content = json.dumps(asdict(Holder.this_process(role))) + "\n"
         if not create_exclusive(_file(folder, number, "json"), content.encode()):
             return None
         _forget_before(folder, number)
-        return cls(folder, number)
+        claim = cls(folder, number)
+        # Between the look and the record others may have come and gone, and the number with them.
+        return claim if claim.is_mine() else None
 
     def is_mine(self) -> bool:
         """False when another process has taken over, or when the folder is gone."""
@@ -203,8 +210,10 @@ class Heart:
             for claim in self.kept():
                 if claim.is_mine():
                     claim.beat()
-                elif claim.folder.exists() and claim in self.kept():
-                    self.lost.set()
+                    continue
+                with suppress(OSError):  # a folder that another host removed can be a stale handle
+                    if claim.folder.exists() and claim in self.kept():
+                        self.lost.set()
             time.sleep(_BEAT_S)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -52,7 +53,7 @@ class Comparison:
 
 
 def verify(paths: Sequence[Path], *, as_json: bool) -> int:
-    """Compares runs and prints what was found; returns the exit code, 1 where a run differs.
+    """Compares runs and prints what was found; returns the exit code, 1 where a run differs or cannot be read.
 
     Args:
         paths: Run folders, or folders that hold some.
@@ -70,13 +71,17 @@ def verify(paths: Sequence[Path], *, as_json: bool) -> int:
         raise UserError(f"{verdict.reason}\n  next: the same command where there is internet")
     found = []
     for run in runs:
-        comparison = compare(run)
+        try:
+            comparison = compare(run)
+        except UserError as error:
+            print(f"error: {run}: {error}", file=sys.stderr)
+            continue
         found.append(comparison)
         if not as_json:
             print(_words(comparison), flush=True)
     if as_json:
         print(json.dumps([{**asdict(one), "path": str(one.path), "equal": one.is_equal} for one in found], indent=2))
-    return 0 if all(comparison.is_equal for comparison in found) else 1
+    return 0 if len(found) == len(runs) and all(comparison.is_equal for comparison in found) else 1
 
 
 def compare(run_dir: Path) -> Comparison:

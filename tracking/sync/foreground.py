@@ -89,7 +89,7 @@ def _push(paths: Sequence[Path], role: str, *, held: float) -> Result:
 
     forget_foreign_settings()
     send_within(_LOOK_S)
-    pusher = Pusher(role, _LOOK_S, _say, stay=False, held=held)
+    pusher = Pusher(role, _LOOK_S, _say, stay=False, held=held, wait=role == "run" and held > 0)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: pusher.stop())
     for path in dict.fromkeys(paths):
@@ -112,6 +112,7 @@ def _report(paths: Sequence[Path], result: Result) -> int:
     words: dict[Outcome, str] = {
         "done": "on the server",
         "live": "on the server as far as written",
+        "later": "left until nobody writes it",
         "held": "pushed by another process",
         "failed": "not pushed",
     }

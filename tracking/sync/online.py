@@ -145,7 +145,7 @@ class OnlineView:
         seen = self._marks[-1].seen if self._marks else self.state.seen
         ended = end.state if end is not None else "crashed"
         failed = self._uploads.failed()
-        self.state = replace(self.state, rows=rows, confirmed=confirmed, seen=seen, closed=ended)
+        self.state = replace(self.state, rows=rows, confirmed=confirmed, seen=seen, closed=ended, error=None)
         if failed:
             self.state = self.state.failed(failed)
         self._write("waiting")

@@ -127,11 +127,15 @@ def count_rows(run_dir: Path) -> int:
     path = segment_path(run_dir, position.segment)
     with path.open("rb") as file:
         first = file.readline()
-        file.seek(max(len(first), position.size - _TAIL_BYTES))
-        tail = file.read()
-    for line in reversed(tail[: tail.rfind(b"\n") + 1].splitlines()):
-        if isinstance(row := _parsed(line), Row):
-            return row.n + 1
+        begin = position.size
+        while begin > len(first):
+            # A line may be longer than the tail; then more of the file is read.
+            begin = max(len(first), position.size - _TAIL_BYTES - 8 * (position.size - begin))
+            file.seek(begin)
+            tail = file.read()
+            for line in reversed(tail[: tail.rfind(b"\n") + 1].splitlines()):
+                if isinstance(row := _parsed(line), Row):
+                    return row.n + 1
     header = _parsed(first.rstrip(b"\n"))
     if not isinstance(header, Segment):
         raise UserError(f"{path} does not begin with a segment line\n  next: move it out of the run folder")
@@ -168,7 +172,8 @@ def _print_table(lines: Sequence[Line], now: float) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
-    table.add_column("run", overflow="ellipsis", no_wrap=True, ratio=1)
+    # Of what may wrap, rich makes the columns narrower first; the names in it do not.
+    table.add_column("run", ratio=1)
     for name in ("rows", "on server", "lag", "uploads"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
@@ -176,7 +181,8 @@ def _print_table(lines: Sequence[Line], now: float) -> None:
         rows = "?" if line.rows is None else str(line.rows)
         lag = "?" if line.lag is None else duration(line.lag)
         # Text, because a run's name may hold what rich takes for markup.
-        table.add_row(Text(line.path.name), rows, str(line.on_server), lag, str(line.waiting or "-"), line.state)
+        run = Text(line.path.name, no_wrap=True, overflow="ellipsis")
+        table.add_row(run, rows, str(line.on_server), lag, str(line.waiting or "-"), line.state)
     console = Console(highlight=False, markup=False)
     console.print(table)
     for line in lines:

@@ -10,13 +10,12 @@ from pathlib import Path
 from tracking.sync.claims import Claim
 from tracking.sync.offline import run_dir_of
 from tracking.sync.plain import PlainOutcome, is_quiet, offline_folders, push_folders
-from tracking.sync.push import Tools, Visit
+from tracking.sync.push import Tools, Visit, held
 from tracking.sync.pushed import PushState, read_push_state, write_push_state
 
 # One sync process takes a third of a second a folder; what it uploads takes as long as a slow line needs.
 _SYNC_S = 120.0
 _BYTES_PER_S = 1e6
-_HELD_S = 5.0
 _GROWING_S = 60.0
 
 
@@ -66,7 +65,7 @@ class PlainPush:
         (self.path / ".sync").mkdir(exist_ok=True)
         claim = Claim.take(self.path / ".sync", self._tools.holder.role, self._tools.observer)
         if claim is None:
-            return Visit("held", _HELD_S)
+            return held(self.path / ".sync", self._tools.observer)
         self._tools.heart.keep(claim)
         try:
             folders = [self._only] if self._only else plain_folders(self.path)
@@ -83,11 +82,11 @@ class PlainPush:
             self._tools.heart.release(claim)
         if failed:
             raise PlainError("; ".join(f"{outcome.folder.name}: {outcome.reason}" for outcome in failed))
-        return Visit("done")
+        return Visit("done" if len(quiet) == len(folders) else "later")
 
-    def fail(self, error: str, *, refused: bool) -> PushState:
+    def fail(self, error: str) -> PushState:
         """Every folder has a state of its own; this one is for the caller alone."""
-        return PushState().failed(error, refused=refused)
+        return PushState().failed(error)
 
     @staticmethod
     def _note(outcome: PlainOutcome) -> None:
@@ -100,7 +99,7 @@ class PlainPush:
         folder.mkdir(exist_ok=True)
         state = read_push_state(folder) or PushState()
         state = replace(state, rows=outcome.rows, confirmed=outcome.confirmed)
-        write_push_state(folder, state.failed(outcome.reason or "not pushed", refused=outcome.refused))
+        write_push_state(folder, state.failed(outcome.reason or "not pushed"))
 
 
 def _look_again(folder: Path) -> None:

@@ -28,6 +28,7 @@ _GAP_S = 60.0
 _SILENT_S = 120.0
 _SETTLE_S = 60.0
 _ASK_S = 2.0
+_HELD_S = 5.0
 
 # How W&B names the states that a journal can end in.
 _SERVER_STATES = {"finished": {"finished"}, "preempted": {"preempted"}, "crashed": {"crashed", "failed", "killed"}}
@@ -61,15 +62,23 @@ class Visit:
     """What a step came to.
 
     Attributes:
-        outcome: `busy` (more to do at once), `live` (all is there, and the run goes on), `done` or `held` (another
-            process pushes it).
+        outcome: `busy` (more to do at once), `live` (all is there, and the run goes on), `done`, `later` (some of it
+            is being written and pushed when that is over) or `held` (another process pushes it).
         pause: Seconds until the next step.
+        is_sure: Of `held`, that the other process is known to be alive; one on another host has to be watched.
         error: What is left, though the rows are there: uploads that failed.
     """
 
-    outcome: Literal["busy", "live", "done", "held"]
+    outcome: Literal["busy", "live", "done", "later", "held"]
     pause: float = 0.0
+    is_sure: bool = False
     error: str | None = None
+
+
+def held(folder: Path, observer: Observer) -> Visit:
+    """The visit of a folder that another process has claimed."""
+    holder = observer.holder(folder)
+    return Visit("held", _HELD_S, is_sure=holder is not None and holder.is_here())
 
 
 class RunPush:
@@ -105,7 +114,7 @@ class RunPush:
         if self._claim is None:
             self._claim = Claim.take(self.path, self._tools.holder.role, self._tools.observer)
             if self._claim is None:
-                return Visit("held", 5.0)
+                return held(self.path, self._tools.observer)
             self._tools.heart.keep(self._claim)
         if self._view is None:
             if self._is_settled():
@@ -130,10 +139,10 @@ class RunPush:
             self._tools.say(f"{self.path.name}: {self._said} rows on the server")
         return Visit("live", self._tools.interval)
 
-    def fail(self, error: str, *, refused: bool) -> PushState:
+    def fail(self, error: str) -> PushState:
         """Records that a step failed; the claim is kept until the process ends, because its client may still send."""
         state = (self._view.state if self._view else read_push_state(self.path)) or PushState()
-        state = replace(state, by=str(self._tools.holder)).failed(error, refused=refused)
+        state = replace(state, by=str(self._tools.holder)).failed(error)
         try:
             write_push_state(self.path, state)
         except OSError as fault:
@@ -167,6 +176,7 @@ class RunPush:
             elif isinstance(event, End):
                 self._end = event
         view.replay.apply(events)
+        self.bytes_read = self._follower.bytes_read
         if position is not None and not self._follower.more and self._follower.gap is None:
             view.given(position)
 

@@ -42,7 +42,6 @@ class PushState:
         waiting: How many uploads wait.
         url: The run's page.
         error: The last fault in one line.
-        refused: Whether the fault is the API key, which no further try mends.
         failures: How many tries in a row have failed.
         next_try: When it is tried again, seconds since the epoch.
         by: Who wrote this: role, host and process.
@@ -58,20 +57,18 @@ class PushState:
     waiting: int = 0
     url: str | None = None
     error: str | None = None
-    refused: bool = False
     failures: int = 0
     next_try: float | None = None
     by: str = ""
     time: float = field(default_factory=time.time)
 
-    def failed(self, error: str, *, refused: bool = False) -> PushState:
+    def failed(self, error: str) -> PushState:
         """The state after a try that failed: the next one comes after twice the time, an hour at most."""
         pause = min(_FIRST_RETRY_S * 2.0**self.failures, _LAST_RETRY_S)
         return replace(
             self,
             phase="waiting",
             error=error,
-            refused=refused,
             failures=self.failures + 1,
             next_try=time.time() + pause,
             time=time.time(),

@@ -43,11 +43,11 @@ class Push(Protocol):
     def visit(self) -> Visit:
         """Takes the next step; raises whatever went wrong."""
 
-    def fail(self, error: str, *, refused: bool) -> PushState:
+    def fail(self, error: str) -> PushState:
         """Records that a step went wrong."""
 
 
-Outcome = Literal["done", "live", "held", "failed"]
+Outcome = Literal["done", "live", "later", "held", "failed"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Result:
 
     Attributes:
         outcomes: What became of each folder: `done` (on the server, and ended), `live` (on the server as far as it is
-            written), `held` (another process pushes it) or `failed`; folders that it did not come to are absent.
+            written), `later` (W&B's own folders that may still be written), `held` (another process pushes it) or
+            `failed`; folders that it did not come to are absent.
         errors: Why folders failed, and what is left of those that are done.
         verdict: The server's word, where that ended it.
     """
@@ -89,7 +90,14 @@ class Pusher:
     """
 
     def __init__(
-        self, role: str, interval: float, say: Callable[[str], None], *, stay: bool, held: float = 0.0
+        self,
+        role: str,
+        interval: float,
+        say: Callable[[str], None],
+        *,
+        stay: bool,
+        held: float = 0.0,
+        wait: bool = False,
     ) -> None:
         """Opens nothing yet.
 
@@ -100,8 +108,10 @@ class Pusher:
             stay: Whether runs that are being written are followed, and more folders awaited for a moment.
             held: How many seconds a folder is waited for that another process pushes. Of a holder on another host
                 nothing is known before its heart was watched for a while.
+            wait: Wait so long also for a holder that is known to be alive.
         """
         self._held = held
+        self._wait = wait
         self._stay = stay
         self._say = say
         self._scratch = scratch_folder()
@@ -183,7 +193,7 @@ class Pusher:
                 if verdict.mode == "offline":
                     self._events.put(_Visited(path, error=verdict.reason, verdict=verdict))
                     return
-            state = push.fail(text.splitlines()[0], refused=False)
+            state = push.fail(text.splitlines()[0])
             pause = (state.next_try or 0.0) - time.time()
             self._say(f"{path.name}: {text}; next try in {max(0.0, pause):.0f} s")
             self._retry_at = min(self._retry_at, time.monotonic() + pause)
@@ -207,11 +217,14 @@ class Pusher:
                 else:
                     self._result.errors.pop(visited.path, None)
                 self._end(visited.path, "done")
+            case "later":
+                self._end(visited.path, "later")
             case "live":
                 self._result.outcomes[visited.path] = "live"
             case "held":
                 item.held_since = item.held_since or time.monotonic()
-                if time.monotonic() - item.held_since >= self._held:
+                is_sure = visited.visit.is_sure and not self._wait
+                if is_sure or time.monotonic() - item.held_since >= self._held:
                     self._end(visited.path, "held")
 
     def _end(self, path: Path, outcome: Outcome) -> None:
