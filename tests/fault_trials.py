@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tracking import read_journal
-from tracking.sync.status import read_status
+from tracking.sync.child.status import read_status
 
 from runs import children_on, offline_folders, rows_of, without_runtime
 from support import free_port, wait_until

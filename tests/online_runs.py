@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tracking import ExperimentTracker
-from tracking.sync.status import read_status
+from tracking.sync.child.status import read_status
 
 from runs import TAGS, without_runtime
 from wandb_server import WandbServer

@@ -16,8 +16,8 @@ import pytest
 
 from tracking.identity import Identity, claim_identity
 from tracking.journal import JournalWriter, read_journal
-from tracking.sync import offline
 from tracking.sync.claims import Claim, Holder
+from tracking.sync.views import offline
 
 from sync_site import PROJECT, Site
 from wandb_server import WandbServer

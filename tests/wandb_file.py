@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tracking.sync.wandb_file import Scan, records
+from tracking.sync.plain.wandb_file import Scan, records
 
 
 @dataclass

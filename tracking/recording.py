@@ -20,10 +20,10 @@ from tracking.journal.lines import State
 from tracking.labels import Labels
 from tracking.metadata import get_metadata, git_diff, slurm_facts
 from tracking.mode import Mode
-from tracking.sync.offline import sync_command
-from tracking.sync.process import SyncProcess, push_command
-from tracking.sync.status import SyncStatus, read_status
-from tracking.sync.task import Task
+from tracking.sync.child.process import SyncProcess, push_command
+from tracking.sync.child.status import SyncStatus, read_status
+from tracking.sync.child.task import Task
+from tracking.sync.views.offline import sync_command
 
 # What starting the child takes before it can ask W&B's server.
 _START_S = 1.5

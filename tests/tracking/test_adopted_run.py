@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tracking.identity import claim_identity, rows_before
+from tracking.sync.child.status import read_status
 from tracking.sync.compare import compare
-from tracking.sync.status import read_status
 
 from online_runs import log, online_environment, server_rows, tracker_for
 from runs import offline_folders

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tracking.journal.lines import dump, segment_path
-from tracking.sync.origin import Origin, read_origin
+from tracking.sync.views.origin import Origin, read_origin
 
 from online_runs import log, online_environment, tracker_for
 from wandb_server import WandbClient, WandbServer
@@ -145,7 +145,7 @@ def test_a_growing_log_is_uploaded_when_it_has_grown(
         from pathlib import Path
         from tracking.identity import read_identity
         from tracking.labels import NO_LABELS
-        from tracking.sync.engine import Replay, open_run
+        from tracking.sync.views.engine import Replay, open_run
         run_dir = Path(sys.argv[1])
         run = open_run(read_identity(run_dir), NO_LABELS, mode="online", directory=Path.cwd())
         files = Replay(run, run_dir).files

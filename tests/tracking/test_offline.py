@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tracking.errors import UserError
-from tracking.sync import offline
+from tracking.sync.views import offline
 
 RUN = "ab12cd34"
 

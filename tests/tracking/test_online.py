@@ -24,7 +24,7 @@ import pytest
 from tracking import Image, Table, read_journal
 from tracking.intents import pending_intents
 from tracking.mode import decide_mode
-from tracking.sync.status import read_status
+from tracking.sync.child.status import read_status
 
 from online_runs import given, log, online_environment, server_rows, tracker_for
 from runs import history_of, offline_folders, rows_of

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import wandb
 
-from tracking.sync.plain import PlainOutcome, is_quiet, offline_folders, push_folders, run_id_of
+from tracking.sync.plain.folders import PlainOutcome, is_quiet, offline_folders, push_folders, run_id_of
 
 from support import wait_until
 from wandb_server import WandbClient, WandbServer
@@ -41,7 +41,7 @@ for segment in sys.argv[1:]:
 PUSH = """
 import json, sys
 from pathlib import Path
-from tracking.sync.plain import push_folders
+from tracking.sync.plain.folders import push_folders
 push_folders([Path(folder) for folder in sys.argv[1:]], timeout_s=120)
 """
 

@@ -25,8 +25,8 @@ from tracking.report.figures import RUN_COLOURS, make_scene, svg_panel
 from tracking.report.folder import read_checkpoints, sync_in_words
 from tracking.report.page import html_page
 from tracking.report.panels import MAX_PANELS, make_groups, not_finite_steps, split_rollbacks, thin
+from tracking.sync.child.status import SyncStatus, write_status
 from tracking.sync.pushed import PushState, write_push_state
-from tracking.sync.status import SyncStatus, write_status
 from tracking.words import duration, number, size
 
 from browser import chromium

@@ -20,10 +20,10 @@ import psutil
 import pytest
 
 from tracking.artifacts import put_config
+from tracking.sync.child.status import read_status
 from tracking.sync.daemon import DaemonState, read_daemons
 from tracking.sync.pushed import PushState, journal_position, read_push_state, write_push_state
 from tracking.sync.scan import Scanner
-from tracking.sync.status import read_status
 
 from runs import offline_folders
 from support import wait_until
@@ -231,7 +231,7 @@ def test_detached_it_survives_the_logout(site: Site) -> None:
         assert read_pid(site) == daemon.pid
         write_run(site.root / "run", 10)
         site.wait_whole(["run"])
-        assert "run: 10 rows on the server, finished" in said.read_text()
+        wait_until(lambda: "run: 10 rows on the server, finished" in said.read_text(), 20, "the log to say so")
         processes = tree(daemon.pid)
         daemon.terminate()
         wait_until(lambda: all_gone(processes), 30, "the daemon and its pusher to end")

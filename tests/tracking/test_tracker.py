@@ -18,7 +18,7 @@ import pytest
 
 from tracking import ExperimentTracker, UserError, read_journal
 from tracking.identity import read_identity
-from tracking.sync.status import read_status
+from tracking.sync.child.status import read_status
 
 from runs import TAGS, children_on, history_of, offline_folders, rows_of
 from support import wait_until

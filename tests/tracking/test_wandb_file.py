@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tracking.sync.wandb_file import Scan, has_exit, read_wandb_file, write_records
+from tracking.sync.plain.wandb_file import Scan, has_exit, read_wandb_file, write_records
 
 from wandb_server import WandbClient
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from tracking.checkpoints import LATEST, MANIFEST, Manifest, candidates
 from tracking.files import read_json
+from tracking.sync.child.status import SyncStatus, read_status
 from tracking.sync.pushed import PushState, read_push_state
-from tracking.sync.status import SyncStatus, read_status
 from tracking.words import duration, many, when
 
 Level = Literal["good", "plain", "warn", "bad"]

@@ -17,7 +17,7 @@ from tracking.journal import Row, read_journal
 from tracking.sync.probe import probe
 from tracking.sync.scan import WANDB, find
 from tracking.sync.services import forget_foreign_settings
-from tracking.sync.shown_run import open_api, shown_run
+from tracking.sync.views.shown_run import open_api, shown_run
 
 _PROBE_S = 10.0
 _PAGE_ROWS = 1000

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from tracking.errors import UserError
 from tracking.identity import read_identity
 from tracking.intents import pending_intents
-from tracking.sync.offline import run_dir_of
 from tracking.sync.pushed import journal_position, read_push_state
 from tracking.sync.scan import WANDB, Scanner
+from tracking.sync.views.offline import run_dir_of
 
 if TYPE_CHECKING:
     from tracking.sync.pusher import Outcome, Pusher, Result

@@ -13,7 +13,7 @@ from tracking.intents import pending_intents
 from tracking.journal.lines import Row, Segment, parse, segment_path
 from tracking.sync.claims import Observer
 from tracking.sync.daemon import DaemonState, read_daemons
-from tracking.sync.plain_push import plain_folders, plain_state_folder
+from tracking.sync.plain.push import plain_folders, plain_state_folder
 from tracking.sync.pushed import PushState, journal_position, read_push_state
 from tracking.sync.scan import WANDB, find
 from tracking.words import duration

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tracking.sync.bounded import bounded
-from tracking.sync.engine import SyncMode
+from tracking.sync.views.engine import SyncMode
 
 _QUERY = {"query": "query Viewer { viewer { id entity } }"}
 

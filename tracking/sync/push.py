@@ -13,12 +13,12 @@ from tracking.identity import Identity, read_identity, rows_before
 from tracking.intents import pending_intents
 from tracking.journal import End, Follower, Segment
 from tracking.labels import Labels
+from tracking.sync.child.status import read_status
 from tracking.sync.claims import Claim, Heart, Holder, Observer
 from tracking.sync.jobs import JobWatch
-from tracking.sync.online import OnlineView, Patience, state_on_server
 from tracking.sync.pushed import PushState, journal_position, read_push_state, write_push_state
 from tracking.sync.slurm import ending
-from tracking.sync.status import read_status
+from tracking.sync.views.online import OnlineView, Patience, state_on_server
 
 # What is read of a journal at once; the rows made of it take some ten times as much memory.
 _READ_BYTES = 4 * 2**20

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 from tracking.errors import UserError
 from tracking.sync.claims import Heart, Holder, Observer
 from tracking.sync.jobs import JobWatch
-from tracking.sync.plain_push import PlainPush
+from tracking.sync.plain.push import PlainPush
 from tracking.sync.probe import Verdict, probe
 from tracking.sync.push import RunPush, Tools, Visit
 from tracking.sync.pushed import PushState

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tracking.intents import pending_intents
 from tracking.sync.claims import Observer
-from tracking.sync.plain_push import plain_folders, plain_state_folder
+from tracking.sync.plain.push import plain_folders, plain_state_folder
 from tracking.sync.pushed import journal_position, read_push_state
 
 # Runs stand directly below a root, or grouped in folders.

@@ -14,8 +14,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from tracking.sync.child.task import Task
 from tracking.sync.probe import Verdict
-from tracking.sync.task import Task
 
 # Slurm sends them to every process of a job's step; the child ends when the journal does.
 _HELD_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
@@ -42,7 +42,7 @@ class SyncProcess:
         pipe = os.pipe() if task.mode == "probe" else None
         task = replace(task, parent=os.getpid(), verdict_fd=pipe[1] if pipe else None)
         command = [sys.executable, "-P", "-m", "tracking.sync.child", *task.arguments()]
-        package_root = str(Path(__file__).resolve().parents[2])
+        package_root = str(Path(__file__).resolve().parents[3])
         paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
         # A child inherits the mask, so that no signal can reach it before it has imported anything.
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_SIGNALS)

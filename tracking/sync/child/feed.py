@@ -13,15 +13,15 @@ from tracking.identity import read_identity
 from tracking.journal import End, Event, Follower, Segment
 from tracking.journal.lines import segment_path
 from tracking.labels import NO_LABELS, Labels
+from tracking.sync.child.parent import Parent
+from tracking.sync.child.status import State, SyncStatus, write_status
+from tracking.sync.child.task import Task
+from tracking.sync.child.turn import Left, await_turn
 from tracking.sync.claims import Heart, Holder
-from tracking.sync.offline import OfflineView
-from tracking.sync.online import OnlineView, Patience
-from tracking.sync.parent import Parent
 from tracking.sync.pushed import journal_position
-from tracking.sync.status import State, SyncStatus, write_status
-from tracking.sync.task import Task
-from tracking.sync.turn import Left, await_turn
-from tracking.sync.view import Shown, StreamLostError, View
+from tracking.sync.views.offline import OfflineView
+from tracking.sync.views.online import OnlineView, Patience
+from tracking.sync.views.view import Shown, StreamLostError, View
 
 _POLL_S = 1.0
 _STATUS_S = 5.0

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tracking.journal import End, Follower, Row
+from tracking.sync.child.parent import Parent
 from tracking.sync.claims import Claim, Holder, Observer
-from tracking.sync.parent import Parent
 
 _LOOK_S = 2.0
 

@@ -12,7 +12,7 @@ from typing import Any
 from tracking.console import LOG_NAME
 from tracking.errors import UserError
 from tracking.files import write_atomic
-from tracking.sync.origin import read_origin
+from tracking.sync.views.origin import read_origin
 
 _OVERVIEW_NAME = "wandb-metadata.json"
 

@@ -18,13 +18,13 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 
 from tracking.errors import UserError
-from tracking.sync.feed import Progress, feed
-from tracking.sync.parent import Parent
+from tracking.sync.child.feed import Progress, feed
+from tracking.sync.child.parent import Parent
+from tracking.sync.child.status import SyncStatus, write_status
+from tracking.sync.child.task import Task, parse_task
 from tracking.sync.probe import probe
 from tracking.sync.services import end_services, forget_foreign_settings
-from tracking.sync.status import SyncStatus, write_status
-from tracking.sync.task import Task, parse_task
-from tracking.sync.view import NotConfirmedError
+from tracking.sync.views.view import NotConfirmedError
 
 _ATTEMPTS = 3
 _RETRY_S = 2.0

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from tracking.identity import Identity
 from tracking.journal import Config, End, Event, Metadata, Row, Segment
 from tracking.labels import Labels
-from tracking.sync.media import shown
-from tracking.sync.origin import Origin
-from tracking.sync.run_files import RunFiles
+from tracking.sync.views.media import shown
+from tracking.sync.views.origin import Origin
+from tracking.sync.views.run_files import RunFiles
 
 PREEMPTED_EXIT_CODE = 143
 

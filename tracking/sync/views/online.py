@@ -11,15 +11,15 @@ from tracking.identity import Identity, rows_before
 from tracking.intents import pending_intents
 from tracking.journal import End
 from tracking.labels import Labels
-from tracking.sync import offline
 from tracking.sync.bounded import bounded
 from tracking.sync.claims import Holder
-from tracking.sync.engine import Replay, close_run, open_run
-from tracking.sync.origin import read_origin
 from tracking.sync.pushed import Phase, Position, PushState, read_push_state, write_push_state
-from tracking.sync.shown_run import open_api, shown_run
-from tracking.sync.uploads import Uploads
-from tracking.sync.view import NotConfirmedError, Shown, StreamLostError
+from tracking.sync.views import offline
+from tracking.sync.views.engine import Replay, close_run, open_run
+from tracking.sync.views.origin import read_origin
+from tracking.sync.views.shown_run import open_api, shown_run
+from tracking.sync.views.uploads import Uploads
+from tracking.sync.views.view import NotConfirmedError, Shown, StreamLostError
 
 # W&B's client keeps silent about a stream that the server refuses for good (401, 403 or 404 in the middle of a run).
 _LOST_S = 60.0

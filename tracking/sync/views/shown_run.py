@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tracking.sync.bounded import bounded
-from tracking.sync.rest import There
+from tracking.sync.plain.rest import There
 
 _API_TIMEOUT_S = 10
 _ANSWER_S = 30.0

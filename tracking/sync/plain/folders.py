@@ -28,17 +28,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tracking.sync.offline import move_folder
+from tracking.sync.plain.rest import There, holds_last, missing_rows, write_rest
+from tracking.sync.plain.wandb_file import WandbFile, has_exit, read_wandb_file
+from tracking.sync.plain.wandb_sync import Synced, sync_folders
 from tracking.sync.probe import probe
-from tracking.sync.rest import There, holds_last, missing_rows, write_rest
-from tracking.sync.shown_run import ShownRun, open_api, shown_run, what_is_there
-from tracking.sync.wandb_file import WandbFile, has_exit, read_wandb_file
-from tracking.sync.wandb_sync import Synced, sync_folders
+from tracking.sync.views.offline import move_folder
+from tracking.sync.views.shown_run import ShownRun, open_api, shown_run, what_is_there
 
 _NAME = re.compile(r"run-(.+)\.wandb\Z")
 _PROBE_S = 10.0
 # How long the server may take to show what it was sent.
-_SETTLE_S = 10.0
+_SETTLE_S = 20.0
 _WITHOUT_PROJECT = "uncategorized"
 _GROWN = "it has grown meanwhile: the rest is pushed next time"
 

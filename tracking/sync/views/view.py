@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from tracking.journal import End
-from tracking.sync.engine import Replay
 from tracking.sync.pushed import Position
+from tracking.sync.views.engine import Replay
 
 
 class NotConfirmedError(Exception):

@@ -26,11 +26,11 @@ from tracking.files import fsync_dir, read_json, write_json
 from tracking.identity import Identity
 from tracking.journal import End
 from tracking.labels import Labels
-from tracking.sync.engine import Replay, close_run, open_run
-from tracking.sync.origin import read_origin
+from tracking.sync.child.status import read_status
 from tracking.sync.pushed import Position
-from tracking.sync.status import read_status
-from tracking.sync.view import Shown
+from tracking.sync.views.engine import Replay, close_run, open_run
+from tracking.sync.views.origin import read_origin
+from tracking.sync.views.view import Shown
 
 _ORIGIN = "journal.json"
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tracking.sync.wandb_file import Scan, WandbFile, move_step, records, row_step, row_time, write_records
+from tracking.sync.plain.wandb_file import Scan, WandbFile, move_step, records, row_step, row_time, write_records
 
 # What repeats on the server when it is sent again; configuration, summary, files and artifacts do not.
 _REPEATING = {"output", "output_raw", "stats", "alert"}

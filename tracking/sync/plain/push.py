@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from tracking.sync.claims import Claim
-from tracking.sync.offline import run_dir_of
-from tracking.sync.plain import PlainOutcome, is_quiet, offline_folders, push_folders
+from tracking.sync.plain.folders import PlainOutcome, is_quiet, offline_folders, push_folders
 from tracking.sync.push import Tools, Visit, held
 from tracking.sync.pushed import PushState, read_push_state, write_push_state
+from tracking.sync.views.offline import run_dir_of
 
 # One sync process takes a third of a second a folder; what it uploads takes as long as a slow line needs.
 _SYNC_S = 120.0

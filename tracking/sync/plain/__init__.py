@@ -1,0 +1,1 @@
+"""W&B's own offline folders, of scripts that keep no journal."""
