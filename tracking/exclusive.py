@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tracking.files import fsync_dir
+from tracking.files import beside, fsync_dir
 
 
 def create_exclusive(path: Path, content: bytes) -> bool:
     """Creates a file with its content in one move, unless it is there already.
 
     A link is made to a temporary file that is written and synced before: readers see the whole content or no file, and
-    of two hosts that create the same name exactly one succeeds, also over NFS.
+    of two writers that create the same name exactly one succeeds: threads, processes, hosts, and also over NFS.
 
     Args:
         path: The file to create; its folder must exist.
@@ -24,7 +24,7 @@ def create_exclusive(path: Path, content: bytes) -> bool:
     Raises:
         OSError: The folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.new")
+    temporary = beside(path, "new")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -33,7 +33,9 @@ def create_exclusive(path: Path, content: bytes) -> bool:
         try:
             path.hardlink_to(temporary)
         except FileExistsError:
-            return False
+            # NFS repeats a request whose answer was lost, and hears that the link is there: it is this call's own.
+            if temporary.stat().st_nlink != 2:
+                return False
     finally:
         temporary.unlink(missing_ok=True)
     fsync_dir(path.parent)

@@ -26,6 +26,11 @@ def fsync_file(path: Path) -> None:
         os.close(descriptor)
 
 
+def beside(path: Path, suffix: str) -> Path:
+    """A hidden name in the same folder that no other writer has; threads and containers may share host and pid."""
+    return path.with_name(f".{path.name}.{os.urandom(8).hex()}.{suffix}")
+
+
 def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
     """Writes a file by a temporary name in the same folder, fsync and rename.
 
@@ -38,8 +43,7 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
         OSError: The disk is full, the quota is exceeded or the folder is read-only; the old file still stands.
     """
     data = content.encode() if isinstance(content, str) else content
-    # The pid keeps two processes of one host apart, the host name two hosts.
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    temporary = beside(path, "tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)
