@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gilbreth_phase0.job import Job
 from gilbreth_phase0.stop import signals_held_back
-from tracking import checkpoints
-from tracking.checkpoints import Manifest
 
 if TYPE_CHECKING:
     import torch
@@ -101,84 +98,3 @@ def initialise(model: torch.nn.Module, optimisation: Optimisation, job: Job) -> 
             dist_init_required=False,
         )
     return engine
-
-
-@dataclass(frozen=True)
-class Restored:
-    """What a checkpoint gave back beside the engine's own state.
-
-    Attributes:
-        step: Optimizer steps done; 0 without a checkpoint.
-        run_id: W&B run that it belongs to; None without a checkpoint.
-    """
-
-    step: int = 0
-    run_id: str | None = None
-
-
-class Checkpointer:
-    """Saves and restores a DeepSpeed engine by the protocol of `tracking.checkpoints`; every call is collective.
-
-    Args:
-        engine: The DeepSpeed engine.
-        job: This rank and its job.
-    """
-
-    def __init__(self, engine: Any, job: Job) -> None:
-        self._engine = engine
-        self._job = job
-        self._folder = job.run_dir / "checkpoints"
-
-    def save(self, step: int, state: dict[str, Any], run_id: str | None, git_commit: str | None) -> float:
-        """Saves all ranks' shares as the checkpoint of a step.
-
-        Args:
-            step: Optimizer steps done.
-            state: What the run needs to go on, JSON-like.
-            run_id: The W&B run.
-            git_commit: Of the code.
-
-        Returns:
-            Seconds that training was held.
-        """
-        start = time.monotonic()
-        tag = self._job.agreed(checkpoints.temporary_tag(step, self._job.owner.attempt if self._job.owner else ""))
-        self._engine.save_checkpoint(
-            str(self._folder), tag=tag, client_state=checkpoints.client_state(run_id, state), save_latest=False
-        )
-        temporary = self._folder / tag
-        records = checkpoints.record_files(temporary, checkpoints.files_of_rank(temporary, self._job.ranks.rank))
-        gathered = self._job.gathered(records)
-        manifest = Manifest(
-            step=step,
-            world_size=self._job.ranks.world_size,
-            zero_stage=self._engine.zero_optimization_stage(),
-            run_id=run_id,
-            git_commit=git_commit,
-            files={name: record for share in gathered for name, record in share.items()},
-        )
-        self._job.on_main(
-            lambda: checkpoints.commit(self._folder, tag, manifest, before_rename=self._job.check_ownership)
-        )
-        return time.monotonic() - start
-
-    def restore(self) -> Restored:
-        """Loads the newest whole checkpoint into the engine.
-
-        Returns:
-            Where it leaves the run; step 0 where the run has no checkpoint yet.
-
-        Raises:
-            NoWholeCheckpointError: There are checkpoints and none is whole.
-            OtherLayoutError: It was saved by another number of ranks or ZeRO stage.
-        """
-        choice = self._job.on_main(lambda: checkpoints.newest_whole(self._folder, say=self._job.say))
-        if choice is None:
-            return Restored()
-        checkpoint, manifest = choice
-        here = (self._job.ranks.world_size, self._engine.zero_optimization_stage())
-        if here != (manifest.world_size, manifest.zero_stage):
-            raise checkpoints.OtherLayoutError(checkpoint, manifest, *here)
-        _, client_state = self._engine.load_checkpoint(str(self._folder), tag=checkpoint.name)
-        self._job.say(f"resuming from {checkpoint}")
-        return Restored(int(client_state["gilbreth"]["step"]), client_state["wandb_run_id"])

@@ -8,7 +8,7 @@ the same samples in the same order.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,15 +24,25 @@ class BatchPlan:
         samples: How many samples the dataset has.
         batch_size: Samples of one optimizer step, over all ranks and micro-batches.
         seed: Of the shuffling.
+        origin: Position in the sequence that step 0 would have; other than 0 where a run has changed its batch size.
     """
 
     samples: int
     batch_size: int
     seed: int
+    origin: int = 0
+
+    def going_on(self, step: int, position: int) -> BatchPlan:
+        """The plan of a run that has done so many steps and trained the samples before a position."""
+        return replace(self, origin=position - step * self.batch_size)
+
+    def position(self, step: int) -> int:
+        """The position of a step's first sample in the sequence of all epochs."""
+        return self.origin + step * self.batch_size
 
     def batch(self, step: int) -> npt.NDArray[np.int64]:
         """Returns the sample indices of a step (counted from 0), shape (batch_size,)."""
-        first = step * self.batch_size
+        first = self.position(step)
         epochs = range(first // self.samples, (first + self.batch_size - 1) // self.samples + 1)
         order = np.concatenate([self._permutation(epoch) for epoch in epochs])
         start = first - epochs.start * self.samples

@@ -122,8 +122,10 @@ def make_tracker(arguments: Arguments, job: Job) -> ExperimentTracker:
 def make_trainer(arguments: Arguments, job: Job, tracker: ExperimentTracker, steps: int) -> Trainer:
     """Makes a fresh engine around a small regression, to be trained up to `steps`."""
     from gilbreth_phase0 import engine
+    from gilbreth_phase0.checkpointer import Checkpointer
     from gilbreth_phase0.sampling import BatchPlan
     from gilbreth_phase0.training import Schedule, Trainer
+    from tracking.checkpoints import Retention
 
     optimisation = engine.Optimisation(
         lr=1e-2,
@@ -136,7 +138,7 @@ def make_trainer(arguments: Arguments, job: Job, tracker: ExperimentTracker, ste
         gradient_accumulation=1,
     )
     wrapped = engine.initialise(regression(arguments.seed), optimisation, job)
-    checkpointer = engine.Checkpointer(wrapped, job)
+    checkpointer = Checkpointer(wrapped, job)
     restored = checkpointer.restore()
     return Trainer(
         engine=wrapped,
@@ -144,11 +146,11 @@ def make_trainer(arguments: Arguments, job: Job, tracker: ExperimentTracker, ste
         dataset=synthetic(arguments.seed),
         plan=BatchPlan(_SAMPLES, 8 * job.ranks.world_size, arguments.seed),
         optimisation=optimisation,
-        schedule=Schedule(log_interval=1, save_freq=arguments.steps, keep_last_n=2),
+        schedule=Schedule(1, arguments.steps, Retention(last=2)),
         checkpointer=checkpointer,
         job=job,
         tracker=tracker,
-        saved_step=restored.step,
+        restored=restored,
     )
 
 

@@ -101,7 +101,8 @@ class StopProtocol:
         self._last_step_at = time.monotonic()
         self._step_seconds = 0.0
         self.save_seconds = 0.0
-        """The longest save of this attempt so far; whoever saves writes it here."""
+        """What a save is taken to need: an estimate, until `saved_in` tells what the first one of this attempt took."""
+        self._measured = False
 
     def install(self) -> None:
         """Puts the flag-setting handlers in place and keeps submitit's for `hand_on`."""
@@ -155,6 +156,11 @@ class StopProtocol:
             return True
         needed = 2 * self._step_seconds + _SAVE_MARGIN * self.save_seconds + _RESERVE_SECONDS
         return time.time() + needed < self._end_time
+
+    def saved_in(self, seconds: float) -> None:
+        """Takes what a save took; the longest one of this attempt counts."""
+        self.save_seconds = max(self.save_seconds, seconds) if self._measured else seconds
+        self._measured = True
 
     def settle(self) -> None:
         """Waits for the reduction that is still under way, on every rank; none may be when the process ends."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gilbreth_phase0.attempt import claim_requeue
-from gilbreth_phase0.engine import Checkpointer, Optimisation
+from gilbreth_phase0.checkpointer import Checkpointer, Restored
+from gilbreth_phase0.engine import Optimisation
 from gilbreth_phase0.job import Job
 from gilbreth_phase0.progress import progress
 from gilbreth_phase0.run_folder import write_done
 from gilbreth_phase0.sampling import BatchPlan, ShardedBatches
 from gilbreth_phase0.stop import TERMINATED_EXIT_CODE, Stop
 from tracking import ExperimentTracker, checkpoints
+from tracking.checkpoints import Retention
 from tracking.journal.lines import State
 from tracking.ownership import AttemptKey
 
@@ -30,12 +32,12 @@ class Schedule:
     Attributes:
         log_interval: Steps between logged rows.
         save_freq: Steps between checkpoints; the last step is saved in any case.
-        keep_last_n: Checkpoints that stay.
+        retention: Checkpoints that stay.
     """
 
     log_interval: int
     save_freq: int
-    keep_last_n: int
+    retention: Retention
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Trainer:
         tracker: Logs on rank 0.
         git_commit: Goes into the manifests.
         num_workers: DataLoader processes.
-        saved_step: Step of the newest checkpoint; training goes on behind it.
+        restored: What the checkpoint gave back; training goes on behind it.
     """
 
     engine: Any
@@ -68,7 +70,13 @@ class Trainer:
     tracker: ExperimentTracker
     git_commit: str | None = None
     num_workers: int = 0
-    saved_step: int = 0
+    restored: Restored = field(default_factory=Restored)
+
+    def __post_init__(self) -> None:
+        self.saved_step = self.restored.step
+        self.job.stop.save_seconds = self.restored.save_seconds
+        if self.restored.samples is not None:
+            self.plan = self.plan.going_on(self.restored.step, self.restored.samples)
 
     def run(self) -> Stop:
         """Trains up to the configured number of steps and saves the last one.
@@ -100,12 +108,21 @@ class Trainer:
         if step == self.saved_step:
             return
         self.job.on_main(self.tracker.flush)
-        state = {"step": step, "samples": step * self.plan.batch_size, "seed": self.plan.seed}
-        seconds = self.checkpointer.save(step, state, self.tracker.get_run_id(), self.git_commit)
+        state = {
+            "step": step,
+            "samples": self.plan.position(step),
+            "batch_size": self.plan.batch_size,
+            "seed": self.plan.seed,
+        }
+        saved = self.checkpointer.save(step, state, self.tracker.get_run_id(), self.git_commit)
         self.saved_step = step
-        self.job.stop.save_seconds = max(self.job.stop.save_seconds, seconds)
-        self.job.on_main(lambda: checkpoints.prune(self.job.run_dir / "checkpoints", self.schedule.keep_last_n))
+        self.job.stop.saved_in(saved.seconds)
+        self.job.on_main(lambda: self._prune(saved.checkpoint))
         self.job.stop.restart_clock()
+
+    def _prune(self, newest: Path) -> None:
+        folder = self.job.run_dir / "checkpoints"
+        checkpoints.prune(folder, self.schedule.retention, trusted=newest, say=self.job.say)
 
     def _step(self, step: int, batches: Iterator[Any]) -> torch.Tensor:
         """Does one optimizer step and returns its loss on all samples of the step, on the device."""

@@ -55,3 +55,13 @@ def test_a_resumed_run_sees_what_an_undisturbed_one_sees():
 def test_an_uneven_batch_is_refused_with_one_that_fits():
     with pytest.raises(UserError, match=r"--batch-size 10 .* 2 ranks with 2 micro-batches .* multiple of 4.* 12"):
         ShardedBatches(BatchPlan(100, 10, 0), 0, 2, 2, last_step=1)
+
+
+def test_a_run_with_another_batch_size_goes_on_behind_the_samples_that_it_has_seen():
+    before = BatchPlan(samples=31, batch_size=12, seed=5)
+    seen = np.concatenate([before.batch(step) for step in range(4)])
+    after = BatchPlan(samples=31, batch_size=8, seed=5).going_on(step=4, position=before.position(4))
+    assert after.position(4) == 48
+    whole = BatchPlan(samples=31, batch_size=8, seed=5)
+    rest = np.concatenate([after.batch(step) for step in range(4, 8)])
+    assert list(np.concatenate([seen, rest])) == list(np.concatenate([whole.batch(step) for step in range(10)]))

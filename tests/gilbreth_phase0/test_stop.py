@@ -196,6 +196,15 @@ def test_a_job_stops_when_a_measured_save_no_longer_fits(
     assert ends_in(seconds, save_seconds=save_seconds).at_boundary() is answer
 
 
+def test_a_measured_save_takes_the_place_of_an_estimate_and_the_longest_one_counts(ends_in) -> None:
+    stop = ends_in(100, save_seconds=90.0)
+    stop.saved_in(2.0)
+    assert stop.at_boundary() is Stop.NO
+    stop.saved_in(90.0)
+    stop.saved_in(2.0)
+    assert stop.at_boundary() is Stop.REQUEUE
+
+
 def test_a_job_stops_when_two_more_steps_no_longer_fit(ends_in) -> None:
     """GIVEN 10 s (± 0.5) to the end THEN two steps of 0.45 s and the reserve of 5 s fit, and two of 1.8 s do not."""
     stop = ends_in(10)

@@ -1,13 +1,15 @@
 """A checkpoint is whole or absent; the shards here are plain files, DeepSpeed's own are in the training tests."""
 
+import contextlib
 import os
 from pathlib import Path
 
 import pytest
 
 from tracking import checkpoints
-from tracking.checkpoints import Manifest, NoWholeCheckpointError
-from tracking.files import read_json
+from tracking.checkpoints import Manifest, NoWholeCheckpointError, Retention
+from tracking.files import read_json, write_json
+from tracking.intents import Intent, acknowledge, put_intent
 from tracking.ownership import AttemptKey, Owner, OwnershipLostError
 
 
@@ -124,13 +126,140 @@ def test_the_order_of_syncs_and_renames(tmp_path: Path, monkeypatch: pytest.Monk
     assert manifest_synced < events.index("replace manifest.json")
 
 
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {"latest", "best"}
+
+
+def tags(*steps: int) -> set[str]:
+    return {f"step-{step:08d}" for step in steps}
+
+
+def cut(checkpoint: Path) -> None:
+    (checkpoint / "mp_rank_00_model_states.pt").write_bytes(b"cut")
+
+
 def test_pruning_keeps_the_newest_and_clears_what_killed_saves_left(tmp_path: Path):
     for step in (100, 200, 300):
         save(tmp_path, step)
     (tmp_path / checkpoints.temporary_tag(400, "7-000")).mkdir()
-    gone = checkpoints.prune(tmp_path, keep_last=2)
+    gone = checkpoints.prune(tmp_path, Retention(last=2))
     assert [path.name for path in gone] == ["step-00000100"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000200", "step-00000300"]
+    assert names(tmp_path) == tags(200, 300)
+
+
+def test_pruning_keeps_every_kth_and_the_best(tmp_path: Path):
+    saved = {step: save(tmp_path, step) for step in range(100, 800, 100)}
+    checkpoints.mark_best(saved[200])
+    checkpoints.prune(tmp_path, Retention(last=1, every=300))
+    assert names(tmp_path) == tags(200, 300, 600, 700)
+    checkpoints.mark_best(saved[600])
+    checkpoints.prune(tmp_path, Retention(last=1))
+    assert names(tmp_path) == tags(600, 700)
+
+
+@pytest.mark.parametrize(("last", "every"), [(0, 0), (-1, 0), (1, -1)])
+def test_a_retention_that_could_keep_nothing_is_refused(last: int, every: int):
+    with pytest.raises(ValueError, match=r"last is|every is"):
+        Retention(last, every)
+
+
+def test_an_upload_that_waits_holds_its_checkpoint(tmp_path: Path):
+    folder = tmp_path / "checkpoints"
+    saved = {step: save(folder, step) for step in (100, 200, 300)}
+    files = {"model_states.pt": "checkpoints/step-00000100/mp_rank_00_model_states.pt"}
+    absolute = {"model_states.pt": str(saved[200] / "mp_rank_00_model_states.pt")}
+    waiting = [put_intent(tmp_path, Intent(name, "model", given)) for name, given in (("a", files), ("b", absolute))]
+    assert checkpoints.prune(folder, Retention(last=1)) == []
+    acknowledge(waiting[0], {"version": "v0"})
+    assert checkpoints.prune(folder, Retention(last=1)) == [saved[100]]
+    assert names(folder) == tags(200, 300)
+
+
+def test_nothing_goes_while_the_uploads_cannot_be_read(tmp_path: Path):
+    folder = tmp_path / "checkpoints"
+    for step in (100, 200):
+        save(folder, step)
+    (tmp_path / "intents").mkdir()
+    (tmp_path / "intents" / "000-a.json").write_text("{")
+    said: list[str] = []
+    assert checkpoints.prune(folder, Retention(last=1), say=said.append) == []
+    assert "000-a.json" in said[0]
+
+
+def test_a_pin_holds_a_checkpoint_until_it_is_let_go_or_forgotten(tmp_path: Path):
+    saved = {step: save(tmp_path, step) for step in (100, 200, 300)}
+    with checkpoints.pinned(saved[100]):
+        assert checkpoints.prune(tmp_path, Retention(last=1)) == [saved[200]]
+    forgotten = tmp_path / ".pin-step-00000100.node.1"
+    forgotten.touch()
+    assert checkpoints.prune(tmp_path, Retention(last=1)) == []
+    os.utime(forgotten, (0, 0))
+    assert checkpoints.prune(tmp_path, Retention(last=1)) == [saved[100]]
+    assert names(tmp_path) == tags(300), "the pin that nobody holds is gone too"
+
+
+def test_broken_ones_do_not_count_among_the_last(tmp_path: Path):
+    saved = {step: save(tmp_path, step) for step in (100, 200, 300)}
+    cut(saved[300])
+    checkpoints.prune(tmp_path, Retention(last=1))
+    assert names(tmp_path) == tags(200)
+
+
+def test_the_only_whole_one_stays_even_where_only_digests_tell(tmp_path: Path):
+    saved = {step: save(tmp_path, step) for step in (100, 200, 300)}
+    for step in (200, 300):
+        (saved[step] / "mp_rank_00_model_states.pt").write_bytes(b"SHARD")  # same size, other contents
+    said: list[str] = []
+    assert checkpoints.prune(tmp_path, Retention(last=2), say=said.append) == []
+    assert "none of those that would stay" in said[0]
+    found = checkpoints.newest_whole(tmp_path, said.append)
+    assert found is not None and found[0] == saved[100]
+
+
+def test_what_was_just_saved_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for step in (100, 200):
+        newest = save(tmp_path, step)
+    monkeypatch.setattr("tracking.checkpoints.retention.verify", lambda checkpoint: pytest.fail(f"read {checkpoint}"))
+    assert len(checkpoints.prune(tmp_path, Retention(last=1), trusted=newest)) == 1
+
+
+def test_a_copy_for_other_ranks_stays_until_a_newer_checkpoint_is_there(tmp_path: Path):
+    for step in (100, 200):
+        copy = checkpoints.universal_copy(save(tmp_path, step))
+        copy.mkdir()
+        checkpoints.prune(tmp_path, Retention(last=2))
+        assert names(tmp_path) == tags(*range(100, step + 1, 100)) | {copy.name}
+
+
+@pytest.mark.parametrize("calls", range(1, 12))
+def test_pruning_that_is_killed_leaves_nothing_half_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
+):
+    """Ended at its n-th change of the disk, whichever that is: all that is named as a checkpoint is whole."""
+    for step in (100, 200, 300):
+        save(tmp_path, step)
+    left = calls
+
+    def ends(real):
+        def change(*given, **named):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+            return real(*given, **named)
+
+        return change
+
+    with monkeypatch.context() as patched:
+        for place, name in ((Path, "rename"), (os, "unlink"), (os, "rmdir"), (os, "fsync")):
+            patched.setattr(place, name, ends(getattr(place, name)))
+        with contextlib.suppress(KeyboardInterrupt):
+            checkpoints.prune(tmp_path, Retention(last=1))
+    for checkpoint in checkpoints.candidates(tmp_path):
+        checkpoints.verify(checkpoint)
+    assert checkpoints.candidates(tmp_path)[0].name == "step-00000300"
+    checkpoints.prune(tmp_path, Retention(last=1))
+    assert names(tmp_path) == tags(300)
 
 
 def test_wandb_run_id_stands_at_the_top_of_the_client_state():
@@ -140,3 +269,11 @@ def test_wandb_run_id_stands_at_the_top_of_the_client_state():
 def test_the_manifest_is_readable_json(weird_tmp_path: Path):
     manifest = read_json(save(weird_tmp_path, 5) / "manifest.json")
     assert (manifest["step"], manifest["world_size"], manifest["run_id"]) == (5, 2, "abc")
+
+
+def test_a_manifest_of_before_the_time_was_measured_is_read(tmp_path: Path):
+    checkpoint = save(tmp_path, 5)
+    manifest = read_json(checkpoint / "manifest.json")
+    del manifest["save_seconds"]
+    write_json(checkpoint / "manifest.json", manifest)
+    assert checkpoints.verify(checkpoint).save_seconds is None

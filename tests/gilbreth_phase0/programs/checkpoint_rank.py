@@ -1,8 +1,7 @@
 """A rank that trains a small model under every ZeRO stage, saves it and brings it back; what it saw goes into a file.
 
 `checkpoint_rank.py train FOLDER` trains six steps with a save in the middle. In fresh processes,
-`checkpoint_rank.py resume FOLDER` restores and trains the rest, and then does what must fail;
-`checkpoint_rank.py refuse FOLDER` restores with whatever number of ranks it has.
+`checkpoint_rank.py resume FOLDER` restores and trains the rest, and then does what must fail.
 """
 
 from __future__ import annotations
@@ -20,11 +19,12 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 
 from gilbreth_phase0 import engine, smoke
-from gilbreth_phase0.engine import Checkpointer
+from gilbreth_phase0.checkpointer import Checkpointer
 from gilbreth_phase0.job import Job
 from gilbreth_phase0.sampling import BatchPlan, ShardedBatches
 from gilbreth_phase0.training import Schedule, Trainer
 from tracking import ExperimentTracker
+from tracking.checkpoints import Retention
 from tracking.consolidate import consolidated_weights
 from tracking.errors import UserError
 from tracking.ownership import AttemptKey, Owner
@@ -112,7 +112,7 @@ def resumed_run(folder: Path, job: Job) -> dict[str, Any]:
         train(wrapped, own, restored.step, LAST)
         seen[f"zero-{stage}"] = {
             "client_state": {key: client_state.get(key) for key in ("wandb_run_id", "gilbreth")},
-            "restored": dataclasses.astuple(restored),
+            "restored": [restored.step, restored.run_id],
             "last": live(wrapped),
         }
         if stage == 1:
@@ -137,7 +137,7 @@ def faults(folder: Path, wrapped: Any, job: Job) -> dict[str, Any]:
         dataset=smoke.synthetic(SEED),
         plan=BatchPlan(512, 16, SEED),
         optimisation=None,  # type: ignore[arg-type]
-        schedule=Schedule(1, 1, 1),
+        schedule=Schedule(1, 1, Retention(last=1)),
         checkpointer=checkpointer,
         job=job,
         tracker=ExperimentTracker(run_dir=job.run_dir, tags=["zombie"], before_flush=job.check_ownership),
@@ -156,14 +156,9 @@ def faults(folder: Path, wrapped: Any, job: Job) -> dict[str, Any]:
     return seen
 
 
-def refused_run(folder: Path, job: Job) -> dict[str, Any]:
-    own = job_in(folder / "zero-2", job)
-    return {"other world": error_of(Checkpointer(make_engine(2, own), own).restore)}
-
-
 def main(phase: str, folder: Path) -> None:
     job = Job.start(folder / "job", "cpu")
-    runs = {"train": first_run, "resume": resumed_run, "refuse": refused_run}
+    runs = {"train": first_run, "resume": resumed_run}
     seen = runs[phase](folder, job)
     (folder / f"{phase}-{job.ranks.rank}.json").write_text(json.dumps(seen))
 
