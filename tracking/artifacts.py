@@ -1,15 +1,30 @@
-"""The small artifacts that the tracker makes itself: the configuration and the diff of the working tree."""
+"""Artifacts: the small ones that the tracker makes itself, and policies by the names that users have written down.
+
+`put_config` and `put_diff` are the tracker's: the configuration and the diff of the working tree. The rest keeps an
+older interface on top of the model store, which works without a network.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tracking.files import write_atomic
 from tracking.intents import Intent, put_intent
 from tracking.names import slug
+
+if TYPE_CHECKING:
+    from tracking.store import Published, Resolved, Store
+
+CACHE_VARIABLE = "GILBRETH_ARTIFACT_CACHE"
+_CACHE = "~/.cache/sir_wandb_artifacts"
 
 
 def put_config(run_dir: Path, run_name: str, config: Mapping[str, Any]) -> Path:
@@ -44,3 +59,189 @@ def _put(run_dir: Path, name: str, kind: str, file_name: str, text: str) -> Path
         write_atomic(run_dir / path, content)
     put_intent(run_dir, Intent(name, kind, {file_name: str(path)}))
     return path
+
+
+def upload_checkpoint_to_wandb(
+    checkpoint_path: Path | str,
+    artifact_name: str,
+    artifact_type: str = "policy",
+    description: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    run_dir: Path | None = None,
+) -> Published:
+    """Publishes a policy into the model store at once; its upload to W&B waits for a network.
+
+    Args:
+        checkpoint_path: The policy bundle.
+        artifact_name: Its name. A name of the old forms (`act-lift-best-step-10000`) becomes the name `act-lift` and
+            aliases (`best`, `step-10000`).
+        artifact_type: Its type on W&B.
+        description: Free text.
+        metadata: For example what `create_artifact_metadata` makes.
+        run_dir: The run that made it (`tracker.get_run_dir()`).
+
+    Returns:
+        What was published; `str()` of it is `act-lift:v3`.
+
+    Raises:
+        UserError: A file in it is not of a kind that is loaded from other people, or not whole.
+    """
+    from tracking.store import open_store, publish
+    from tracking.store.reference import today
+
+    name, aliases = today(slug(artifact_name))
+    return publish(
+        open_store(),
+        Path(checkpoint_path),
+        name,
+        aliases,
+        metadata,
+        type=artifact_type,
+        description=description,
+        run_dir=run_dir,
+    )
+
+
+def download_checkpoint_from_wandb(artifact_identifier: str, download_dir: Path | str | None = None) -> Path:
+    """Finds a policy: by `name:alias` in the model store, else on W&B; fetches only what is not here.
+
+    Args:
+        artifact_identifier: `name:alias` or `entity/project/name:alias`. Without a project, what the store does not
+            have is looked for in the W&B project of `WANDB_ENTITY` and `WANDB_PROJECT`.
+        download_dir: Where its files are copied to. Without it they stay where they are: in the store, or where there
+            is none in `GILBRETH_ARTIFACT_CACHE` (`~/.cache/sir_wandb_artifacts`; name another one where the home is
+            small).
+
+    Returns:
+        The folder with its files.
+
+    Raises:
+        UserError: There is no such policy, W&B cannot be asked, or it holds what is not loaded from other people.
+    """
+    from tracking.store import Resolved, resolve
+    from tracking.store.publish import default_target
+    from tracking.store.reference import parse
+
+    wanted = parse(artifact_identifier)
+    if isinstance(wanted, Path):
+        found = Resolved(wanted)
+    elif wanted.project is None and (here := _in_store(artifact_identifier)) is not None:
+        found = here
+    else:
+        full = replace(wanted, project=wanted.project or default_target())
+        found = resolve(str(full), _download_store())
+    if found.note:
+        print(f"note: {found.note}", file=sys.stderr)
+    if download_dir is None:
+        return found.path
+    target = Path(download_dir)
+    shutil.copytree(found.path, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    return target
+
+
+def list_checkpoints_from_wandb(artifact_type: str = "policy", project: str | None = None) -> list[dict[str, Any]]:
+    """Lists the versions on W&B; the model store's own where W&B cannot be asked, which is said on stderr.
+
+    Args:
+        artifact_type: Their type.
+        project: `entity/project` or `project`; by `WANDB_ENTITY` and `WANDB_PROJECT` where it is None.
+
+    Returns:
+        For each version `name` (`act-lift:v3`), `version`, `aliases`, `description`, `metadata`, `size` and
+        `created_at`, newest first within a name.
+    """
+    from tracking.store import open_store
+    from tracking.store.publish import default_target
+    from tracking.store.remote import Unreachable, full_project, wandb_api
+
+    try:
+        api = wandb_api()
+    except Unreachable as error:
+        print(f"note: {error}; these are the model store's", file=sys.stderr)
+        return list(_versions_of(open_store(), artifact_type))
+    place = full_project(api, project or default_target())
+    return [
+        {
+            "name": found.name,
+            "version": found.version,
+            "aliases": list(found.aliases),
+            "description": found.description,
+            "metadata": dict(found.metadata),
+            "size": found.size,
+            "created_at": found.created_at,
+        }
+        for collection in api.artifact_collections(place, artifact_type)
+        for found in api.artifacts(artifact_type, f"{place}/{collection.name}")
+    ]
+
+
+def create_artifact_metadata(  # noqa: PLR0917 - its users pass them so
+    repo_id: str,
+    success_rate: float,
+    avg_reward: float,
+    step: int,
+    is_best: bool = False,
+    dataset_size: int = 0,
+    checkpoint_index: int | None = None,
+) -> dict[str, Any]:
+    """What is worth knowing of a policy; numbers stay numbers, so that W&B can sort by them.
+
+    Args:
+        repo_id: The dataset.
+        success_rate: Share of the evaluation's episodes, 0 to 1.
+        avg_reward: Mean return of an episode.
+        step: Training step.
+        is_best: Whether it was the best so far.
+        dataset_size: Frames that it was trained on.
+        checkpoint_index: Which of the periodic checkpoints it is.
+    """
+    metadata = {
+        "repo_id": repo_id,
+        "success_rate": float(success_rate),
+        "avg_reward": float(avg_reward),
+        "step": int(step),
+        "is_best": bool(is_best),
+        "dataset_size": int(dataset_size),
+    }
+    return metadata if checkpoint_index is None else {**metadata, "checkpoint_index": int(checkpoint_index)}
+
+
+def _in_store(identifier: str) -> Resolved | None:
+    from tracking.errors import UserError
+    from tracking.store import open_store, resolve
+
+    try:
+        return resolve(identifier, open_store(), pull=False)
+    except UserError:
+        return None  # W&B may have it
+
+
+def _download_store() -> Store:
+    """Where versions from W&B go: the model store, so that jobs find them too, else a cache of the same form."""
+    from tracking.store import Store, open_store
+
+    store = open_store()
+    if store.exists and not os.environ.get(CACHE_VARIABLE):
+        return store
+    return Store(Path(os.environ.get(CACHE_VARIABLE) or _CACHE).expanduser().absolute())
+
+
+def _versions_of(store: Store, artifact_type: str) -> Iterator[dict[str, Any]]:
+    for name in store.names():
+        state = store.state(name)
+        for number, version in sorted(state.versions.items(), reverse=True):
+            if version.type == artifact_type:
+                yield {
+                    "name": f"{name}:v{number}",
+                    "version": f"v{number}",
+                    "aliases": state.aliases_of(number),
+                    "description": version.description,
+                    "metadata": dict(version.metadata),
+                    "size": version.bytes,
+                    "created_at": _iso(version.time),
+                }
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,171 @@
+"""`python -m tracking.models` without a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from tracking.intents import pending_intents
+from tracking.models.__main__ import app
+from tracking.store import Store
+
+from model_store import save_bundle
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = ["list", "show", "publish", "pull", "push", "alias", "best", "link", "prune", "verify"]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_")] + ["GILBRETH_STORE"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    for number in range(3):
+        save_bundle(tmp_path / f"b{number}", float(number))
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_a_models_life(tmp_path: Path) -> None:
+    done = run("publish", "b0", "act-lift", "--alias", "best", "--set", "success_rate=0.93", "--set", "step=10000")
+    store = Store(tmp_path / "models")
+    folder = store.folder("act-lift", store.state("act-lift").versions[0])
+    assert done.stdout.splitlines() == [
+        "act-lift:v0 (latest, best, step-10000)",
+        str(folder),
+        "its upload waits; where there is internet: python -m tracking.models push",
+    ]
+    assert run("publish", "b1", "act-lift", "--from", "act-lift:best", "--local").stdout.startswith("act-lift:v1 ")
+    assert run("publish", "b2", "act-lift", "--local").exit_code == 0
+    assert "act-lift:v0 (latest, best, final, step-10000): the same files were there" in (
+        run("publish", "b0", "act-lift", "--alias", "final", "--local").stdout
+    )
+    assert run("alias", "act-lift:v2", "prod", "stable").stdout == "act-lift:v2: prod, stable\n"
+    assert run("alias", "act-lift:v2", "prod", "--remove").stdout == "act-lift:v2: stable\n"
+
+    shown = run("show", "act-lift-best-step-10000:latest", "--json")
+    assert json.loads(shown.stdout)["metadata"] == {"success_rate": 0.93, "step": 10000}
+    assert shown.stderr == "note: act-lift-best-step-10000:latest is an old name for act-lift:v0\n"
+    assert [facts["version"] for facts in json.loads(run("list", "--json").stdout)] == ["v0", "v1", "v2"]
+    assert run("verify").stdout.splitlines() == [f"act-lift:v{number}: 3 files as published" for number in range(3)]
+
+    assert run("prune", "--grace", "0", "--keep-last", "0", "--dry-run").stdout.splitlines() == [
+        "act-lift:v1 would go",
+        "act-lift:v0 stays: alias latest, best, final, step-10000",
+        "act-lift:v2 stays: alias stable",
+        "1 version would go",
+    ]
+    assert "act-lift:v1 is deleted" in run("prune", "act-lift", "--grace", "0", "--keep-last", "0").stdout
+    assert sorted(Store(store.root).state("act-lift").versions) == [0, 2]
+    assert len(pending_intents(store.root)) == 1
+
+
+def save_evaluation(path: Path, successes: int, first: int = 0) -> str:
+    episodes = [{"seed": first + n, "success": n < successes, "reward": float(n), "length": 9} for n in range(20)]
+    path.write_text(json.dumps({"trained": {"episodes": episodes}}))
+    return str(path)
+
+
+def test_best_moves_to_what_is_better(tmp_path: Path) -> None:
+    """GIVEN three versions THEN `best` starts from nothing, and leaves a version only for one better beyond chance."""
+    for number in range(3):
+        run("publish", f"b{number}", "act-lift", "--local")
+    old, new = (save_evaluation(tmp_path / f"{n}.json", n) for n in (8, 12))
+    store = Store(tmp_path / "models")
+
+    def now() -> int | None:
+        return store.state("act-lift").aliases.get("best")
+
+    assert run("best", "act-lift:v0", "--evaluation", old, "--dry-run").stdout == (
+        "act-lift:v0 is the best: it is the first\n"
+    )
+    assert now() is None
+    assert run("best", "act-lift:v0", "--evaluation", old).exit_code == 0
+    looks = run("best", "act-lift:v1", "--evaluation", new, "--against", old)
+    assert (looks.exit_code, now()) == (1, 0)
+    assert looks.stdout.splitlines() == [
+        "act-lift:v1 is not the best: better on 4 and worse on 0 of 20 seeds (p = 0.0625), which may be chance",
+        "to confirm it, evaluate both on fresh seeds and give --fresh ITS_FILE THE_BEST_ONES_FILE",
+    ]
+    fresh = [save_evaluation(tmp_path / f"f{n}.json", n, first=20) for n in (17, 9)]
+    assert run("best", "act-lift:v1", "--evaluation", new, "--against", old, "--fresh", *fresh).exit_code == 0
+    assert now() == 1
+    assert run("best", "act-lift:v2", "--evaluation", old, "--against", new, "--best-rule", "naive").exit_code == 1
+    naive = run("best", "act-lift:v2", "--evaluation", new, "--against", old, "--best-rule", "naive")
+    assert naive.stdout == "act-lift:v2 is the best: 0.6 against 0.4 on average (naive)\n"
+    assert now() == 2
+    assert run("best", "act-lift:best", "--evaluation", new).stdout == "act-lift:v2 is best already\n"
+    for arguments, message in (
+        ([], "act-lift:v2 is best now\n  next: --against"),
+        (["--against", old, "--best-rule", "luck"], "unknown best rule 'luck'"),
+        (["--against", str(tmp_path / "b0")], "evaluation.json does not exist"),
+        (["--against", old, "--metric", "succes"], "'succes'. Did you mean 'success'"),
+    ):
+        refused = run("best", "act-lift:v0", "--evaluation", new, *arguments)
+        assert refused.exit_code == 2 and message in refused.stderr
+
+
+def test_tables_fit_into_eighty_columns() -> None:
+    name = "act-lerobot-" + "very-" * 12 + "long-name"
+    for number in range(3):
+        aliases = [f"--alias=a-long-alias-{number}-{other}" for other in range(6)]
+        run("publish", f"b{number}", name, *aliases, "--set", f"step={number}000000", "--set", f"note={'word ' * 40}")
+    for arguments in (["list"], ["list", name], ["show", name]):
+        lines = run(*arguments).stdout.splitlines()
+        assert max(map(len, lines)) <= 80, arguments
+    assert "v2" in run("list", name).stdout and "a-long-alias-2-5" in run("list", name).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["list"], "there is no model store in"),
+        (["publish", "nowhere", "act-lift"], "nowhere: No such file or directory"),
+        (["publish", "b0", "act lift"], "model name 'act lift' cannot be part of a path"),
+        (["publish", "b0", "act-lift", "--alias", "v3"], "'v3' cannot be an alias"),
+        (["publish", "b0", "act-lift", "--set", "step"], "--set 'step': expected KEY=VALUE"),
+        (["publish", "b0", "act-lift", "--run", "b1"], "b1 holds no run"),
+        (["show", "a:b:c"], "'a:b:c' names no model"),
+        (["pull", "act-lift:best"], "'act-lift:best' names no version on W&B"),
+        (["alias", "./b0", "best"], "./b0 is no version of the store"),
+        (["link", "./b0", "wandb-registry-model/x"], "./b0 is a path"),
+    ],
+)
+def test_what_is_refused(arguments: list[str], message: str) -> None:
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: ") and message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_verify_fails_where_a_file_differs(tmp_path: Path) -> None:
+    run("publish", "b0", "act-lift", "--local")
+    store = Store(tmp_path / "models")
+    config = store.folder("act-lift", store.state("act-lift").versions[0]) / "config.json"
+    config.chmod(0o644)
+    config.write_text("{}")
+    done = run("verify")
+    assert done.exit_code == 1
+    assert f"error: act-lift:v0: {config} has 2 bytes" in done.stdout
+
+
+def test_every_command_says_what_it_does() -> None:
+    for command in COMMANDS:
+        done = run(command, "--help")
+        assert done.exit_code == 0 and f"{command} [OPTIONS]" in done.stdout
+
+
+def test_a_login_node_answers_at_once(tmp_path: Path) -> None:
+    heavy = {"torch", "wandb", "numpy", "lerobot", "pydantic"}
+    code = f"import sys, tracking.store, tracking.models.__main__; print(*set(sys.modules) & {heavy!r})"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == ""

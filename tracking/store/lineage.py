@@ -1,0 +1,90 @@
+"""Which run used which model: kept with the model and with the run, and shown on W&B when both are there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tracking.errors import UserError
+from tracking.exclusive import create_exclusive
+from tracking.files import read_json
+from tracking.identity import read_identity
+from tracking.intents import acknowledge
+from tracking.store.log import Record
+from tracking.store.push import adopt, on_wandb
+from tracking.store.reference import Reference
+from tracking.store.resolve import Resolved, find, unpin
+from tracking.store.root import Store
+from tracking.store.state import State
+
+
+def job_pin(run_name: str) -> str:
+    """Why a version is pinned that a queued job will load."""
+    return f"queued job {run_name}"
+
+
+def record_use(store: Store, found: Resolved, run_dir: Path) -> None:
+    """Records that a run uses a model, which is then not pruned; a path leaves no trace.
+
+    Args:
+        store: The store.
+        found: The model.
+        run_dir: The run folder.
+
+    Raises:
+        UserError: The folder holds no run.
+    """
+    if found.name is None or found.version is None:
+        return
+    identity = read_identity(run_dir)
+    if identity is None:
+        raise UserError(f"{run_dir} holds no run: there is no run.json in it\n  next: begin the run before its inputs")
+    number = found.version.number
+    run = {
+        "id": identity.run_id,
+        "name": identity.run_name,
+        "project": identity.project,
+        "entity": identity.entity,
+        "folder": str(run_dir.absolute()),
+    }
+
+    def make(records: Sequence[Record]) -> Record | None:
+        if any(known["id"] == identity.run_id for known in State.of(records).uses.get(number, [])):
+            return None
+        return {"kind": "use", "version": number, "run": run}
+
+    store.log(found.name).append(make)
+    # The use holds it from here on.
+    if job_pin(identity.run_name) in store.state(found.name).pins.get(number, {}):
+        unpin(store, found, job_pin(identity.run_name))
+    inputs = run_dir / "inputs"
+    inputs.mkdir(exist_ok=True)
+    value = {"store": str(store.root), "name": found.name, "version": number}
+    create_exclusive(inputs / f"{found.name}-v{number}.json", (json.dumps(value, indent=2) + "\n").encode())
+
+
+def show_inputs(run: Any, run_dir: Path) -> list[str]:
+    """Shows on W&B what a run used, as far as it is there; the rest is left for the next time.
+
+    Args:
+        run: The `wandb.Run`, online.
+        run_dir: The run folder.
+
+    Returns:
+        W&B's names of what was shown now.
+    """
+    shown = []
+    for path in sorted((run_dir / "inputs").glob("*.json")):
+        if path.name.endswith(".done.json") or path.with_suffix(".done.json").exists():
+            continue
+        value = read_json(path)
+        store = Store(Path(value["store"]))
+        adopt(store)
+        artifact = on_wandb(store, find(store, Reference(value["name"], f"v{value['version']}")))
+        if artifact is not None:
+            run.use_artifact(artifact)
+            acknowledge(path, {"artifact": artifact})
+            shown.append(artifact)
+    return shown

@@ -1,0 +1,205 @@
+"""From what a user asks for to a folder with a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tracking.errors import UserError, unknown
+from tracking.store.log import Record
+from tracking.store.reference import Old, Reference, old_form, parse
+from tracking.store.root import Store
+from tracking.store.state import State, Version
+from tracking.words import when
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A model that was found.
+
+    Attributes:
+        path: Its folder, or the file or folder that was given.
+        name: Its name in the store; None for a path.
+        version: Its version in the store; None for a path.
+        note: What the user should know about how it was found.
+    """
+
+    path: Path
+    name: str | None = None
+    version: Version | None = None
+    note: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}:v{self.version.number}" if self.version else str(self.path)
+
+
+def resolve(text: str | Path, store: Store, *, pull: bool = True) -> Resolved:
+    """Finds a model: in the store, then (only by its full name) in W&B, else as a path.
+
+    Args:
+        text: `act-lift`, `act-lift:best`, `act-lift:v3` (the store's), `entity/project/act-lift:v3` (W&B's, which goes
+            into the store when it is not there), a path, or a name of the old forms.
+        store: The store.
+        pull: False to ask nobody but the store, as on a node without internet.
+
+    Raises:
+        UserError: There is no such model; the message says what there is.
+    """
+    wanted = Path(text) if isinstance(text, Path) else parse(text)
+    if isinstance(wanted, Path):
+        return _path(wanted)
+    if wanted.project is not None:
+        return _from_wandb(store, wanted, pull=pull)
+    try:
+        return find(store, wanted)
+    except UserError as error:
+        if Path(str(text)).exists():
+            return _path(Path(str(text)))
+        raise error
+
+
+def find(store: Store, wanted: Reference) -> Resolved:
+    """Finds a model of the store by name.
+
+    Raises:
+        UserError: There is no such name or version.
+    """
+    old = old_form(wanted)
+    # A name that somebody has published under wins over what it would mean as an old form.
+    if old is not None and store.exists and not store.state(wanted.name).next_number:
+        version = _old_version(store.known(old.reference.name), old, wanted)
+        note = f"{wanted} is an old name for {old.reference.name}:v{version.number}"
+        return _found(store, old.reference.name, version, note)
+    return _found(store, wanted.name, _version(store.known(wanted.name), wanted))
+
+
+def pin(store: Store, found: Resolved, reason: str, seconds: float | None = None) -> None:
+    """Keeps a version from being deleted, for example until a job that waits in the queue has loaded it.
+
+    Args:
+        store: The store.
+        found: The version.
+        reason: Why; the same reason replaces the pin before.
+        seconds: How long; None until `unpin`.
+    """
+    until = time.time() + seconds if seconds is not None else None
+    _note(store, found, {"kind": "pin", "reason": reason, "until": until})
+
+
+def unpin(store: Store, found: Resolved, reason: str) -> None:
+    """Takes a pin away."""
+    _note(store, found, {"kind": "unpin", "reason": reason})
+
+
+def move_aliases(store: Store, name: str, moves: Mapping[str, int | None]) -> None:
+    """Puts aliases at versions, or takes them away (None).
+
+    Raises:
+        UserError: A version is not there, or an alias that should go is nowhere.
+    """
+
+    def make(records: Sequence[Record]) -> Record | None:
+        state = State.of(records)
+        for alias, number in moves.items():
+            if number is None and alias not in state.aliases:
+                raise unknown(f"alias of {name}", alias, state.aliases)
+            if number is not None:
+                _version(state, Reference(name, f"v{number}"))
+        changed = {alias: number for alias, number in moves.items() if state.aliases.get(alias) != number}
+        return {"kind": "alias", "set": changed} if changed else None
+
+    store.log(name).append(make)
+
+
+def _note(store: Store, found: Resolved, record: Record) -> None:
+    if found.name is None or found.version is None:
+        return  # what lies elsewhere is not the store's to delete
+    name, number = found.name, found.version.number
+
+    def make(records: Sequence[Record]) -> Record:
+        _version(State.of(records), Reference(name, f"v{number}"))
+        return {**record, "version": number}
+
+    store.log(name).append(make)
+
+
+def _path(path: Path) -> Resolved:
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file or folder\n  next: python -m tracking.models list")
+    return Resolved(path.absolute())
+
+
+def _found(store: Store, name: str, version: Version, note: str | None = None) -> Resolved:
+    return Resolved(store.folder(name, version), name, version, note)
+
+
+def _version(state: State, wanted: Reference) -> Version:
+    number = wanted.number if wanted.number is not None else state.aliases.get(wanted.alias)
+    if number is None:
+        there = [*state.aliases, *(f"v{version}" for version in state.versions)]
+        raise unknown(f"alias or version of {wanted.name}", wanted.alias, there)
+    if number in state.gone:
+        raise UserError(f"{wanted.name}:v{number} was deleted\n  next: python -m tracking.models list {wanted.name}")
+    if number not in state.versions:
+        raise unknown(f"version of {wanted.name}", f"v{number}", [f"v{version}" for version in state.versions])
+    return state.versions[number]
+
+
+def _old_version(state: State, old: Old, wanted: Reference) -> Version:
+    if old.step is None:
+        return _version(state, old.reference)
+    of_step = [version for version in state.versions.values() if _is_of_step(version, old.step)]
+    if old.was_best:
+        been = state.been.get("best", [])
+        best = [version for version in of_step if version.number in been]
+        if of_step and not best:
+            raise UserError(
+                f"{wanted}: no version of {old.reference.name} was the best one at step {old.step}\n"
+                f"  next: ask for that step as it is: {old.reference}"
+            )
+        of_step = best
+    if not of_step:
+        steps = sorted({f"step-{version.step}" for version in state.versions.values() if version.step is not None})
+        raise unknown(f"step of {old.reference.name}", f"step-{old.step}", steps)
+    return of_step[-1]
+
+
+def _is_of_step(version: Version, step: int) -> bool:
+    return version.step == step or f"step-{step}" in version.aliases
+
+
+def _from_wandb(store: Store, wanted: Reference, *, pull: bool) -> Resolved:
+    from tracking.store.remote import Unreachable, fetch
+
+    why = "nobody but the store is asked"
+    if pull:
+        try:
+            name, number = fetch(store, wanted)
+            return _found(store, name, store.state(name).versions[number])
+        except Unreachable as error:
+            why = error.reason
+    known = _known_of_wandb(store, wanted)
+    if known is None:
+        raise UserError(
+            f"{wanted} is not in the model store {store.root}, and W&B cannot be asked: {why}\n"
+            f"  next: where there is internet (a login node): python -m tracking.models pull {wanted}"
+        )
+    name, version, asked = known
+    return _found(store, name, version, f"{wanted} as W&B had it at {when(asked)}: {why}")
+
+
+def _known_of_wandb(store: Store, wanted: Reference) -> tuple[str, Version, float] | None:
+    """The version of the store that a W&B name stood for when W&B was last asked."""
+    for name in store.names():
+        state = store.state(name)
+        for place, project in state.projects.items():
+            if place != wanted.project and place.partition("/")[2] != wanted.project:
+                continue
+            for number, artifact in project.artifacts.items():
+                if number not in state.versions or artifact.rpartition("/")[2].partition(":")[0] != wanted.name:
+                    continue
+                if artifact.endswith(f":{wanted.alias}") or project.aliases.get(wanted.alias) == number:
+                    return name, state.versions[number], project.asked
+    return None
