@@ -40,6 +40,8 @@ class Intent:
         created: Seconds since the epoch.
         stamps: Size and time of change of each file when it was put aside, by its name in the artifact; empty for
             files that are never written again.
+        consolidate: The folder of a DeepSpeed checkpoint, relative to the run folder or absolute: its consolidated
+            weights are uploaded in the place of the files, which are its shards.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Intent:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     created: float = field(default_factory=time.time)
     stamps: Mapping[str, list[int]] = field(default_factory=dict)
+    consolidate: str | None = None
 
 
 def put_intent(run_dir: Path, intent: Intent) -> Path:
@@ -99,7 +102,7 @@ def changed_file(run_dir: Path, intent: Intent) -> str | None:
 
 
 def _content(intent: Intent) -> tuple[object, ...]:
-    return intent.name, intent.type, dict(intent.files), intent.aliases, dict(intent.stamps)
+    return intent.name, intent.type, dict(intent.files), intent.aliases, dict(intent.stamps), intent.consolidate
 
 
 def read_intent(path: Path) -> Intent:

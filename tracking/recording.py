@@ -20,6 +20,7 @@ from tracking.journal.lines import State
 from tracking.labels import Labels
 from tracking.metadata import get_metadata, git_diff, slurm_facts
 from tracking.mode import Mode
+from tracking.models import describe, is_large
 from tracking.sync.child.process import SyncProcess, push_command
 from tracking.sync.child.status import SyncStatus, read_status
 from tracking.sync.child.task import Task
@@ -122,12 +123,12 @@ class Recording:
         self._put_aside(lambda: put_config(self.run_dir, self.identity.run_name, config))
 
     def model(self, intent: Intent) -> None:
-        """Puts the upload of a model aside and says who uploads it."""
-        if self._put_aside(lambda: put_intent(self.run_dir, intent)) is None:
-            return
-        size = f"{len(intent.files)} file(s), {intent.metadata['bytes'] / 1e6:.1f} MB"
+        """Says how large a model is and who uploads it, and puts its upload aside."""
         who = "it waits for the network" if self.is_offline() else "it is being uploaded"
-        say(f"Model {intent.name} ({size}; {', '.join(intent.aliases) or 'no alias'}): {who}.")
+        say(f"Model {intent.name} ({describe(intent)}): {who}.")
+        if is_large(intent):
+            say(f"{intent.name} is larger than 5 GB: it takes W&B's storage and a long time.", error=True)
+        self._put_aside(lambda: put_intent(self.run_dir, intent))
 
     def is_offline(self) -> bool:
         """True when W&B gets this segment from an offline folder."""

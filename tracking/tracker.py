@@ -222,16 +222,18 @@ class ExperimentTracker:
 
         It is `{model}-{dataset}` by its tags. Without `WANDB_LOG_MODEL=1` and `force` nothing happens but one line a
         run. The files stay where they are and must not be written again until they are uploaded: the child does that
-        while the run is online, else an online segment that comes later.
+        while the run is online, else whoever pushes the run later.
 
         Args:
-            path: A file or a folder. A DeepSpeed checkpoint is refused: its shards are of use to its own job only.
-            aliases: Names of this version beside `latest`; `step-N` is added where the path's name tells the step.
+            path: A `.pt` or safetensors file, a policy bundle, another folder, or a DeepSpeed checkpoint (the folder of
+                a tag, or the one with the tags and `latest`), of which the consolidated fp32 weights are uploaded.
+            aliases: Names of this version beside `latest`; `step-N` and `stepN` are added where the path's name tells
+                the step.
             force: Upload whatever `WANDB_LOG_MODEL` says.
 
         Raises:
-            UserError: It is to be uploaded, and the path is missing, empty, a DeepSpeed checkpoint or leads out of
-                itself by a link, or an alias is not valid.
+            UserError: It is to be uploaded, and the path is missing, empty, only a part of a checkpoint, not whole, or
+                leads out of itself or in a circle by a link, or an alias is not valid.
         """
         if not self._active or self._recording is None:
             return

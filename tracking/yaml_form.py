@@ -14,6 +14,8 @@ from typing import Any
 
 from tracking.errors import UserError, unknown
 
+# `model_management` is for `tracking.gate`, which reads the same file.
+_SECTIONS = ("use_wandb", "wandb", "model_management")
 _TEXTS = ("project", "entity", "name", "notes", "group", "job_type", "mode")
 
 
@@ -34,8 +36,8 @@ def read_form(source: Path | str | Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(form, Mapping):
         raise UserError(f"{place} must hold the keys use_wandb and wandb, not {form!r}")
     for key in form:
-        if key not in ("use_wandb", "wandb"):
-            raise unknown(f"key in {place}", str(key), ("use_wandb", "wandb"))
+        if key not in _SECTIONS:
+            raise unknown(f"key in {place}", str(key), _SECTIONS)
     enabled = form.get("use_wandb", True)
     if not isinstance(enabled, bool):
         raise UserError(f"use_wandb in {place} is true or false, not {enabled!r}")

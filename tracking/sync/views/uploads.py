@@ -1,12 +1,16 @@
-"""Uploading what was put aside, while a run is online."""
+"""Uploading what was put aside, while a run is online; consolidating first what is to be consolidated."""
 
 from __future__ import annotations
 
+import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tracking.intents import acknowledge, changed_file, pending_intents, read_intent
+from tracking.consolidate import Consolidated, consolidate
+from tracking.consolidate.writing import MODEL
+from tracking.intents import Intent, acknowledge, changed_file, pending_intents, read_intent
 from tracking.sync.bounded import Background
 
 
@@ -16,14 +20,19 @@ class Uploads:
     def __init__(self, run: Any, run_dir: Path) -> None:
         self._run = run
         self._run_dir = run_dir
+        self._made: dict[Path, Background[Consolidated | None]] = {}
         self._started: dict[Path, Background[Any]] = {}
         self._refused: dict[Path, str] = {}
 
     def advance(self) -> None:
         """Starts what is new, and acknowledges what the server has committed."""
         for path in pending_intents(self._run_dir):
-            if path not in self._started and path not in self._refused:
+            if path not in self._made and path not in self._started and path not in self._refused:
                 self._attempt(path, self._start)
+        for path, call in list(self._made.items()):
+            if call.is_done():
+                del self._made[path]
+                self._attempt(path, lambda path, call=call: self._upload_weights(path, call))
         for path, call in list(self._started.items()):
             if call.is_done():
                 del self._started[path]
@@ -33,13 +42,13 @@ class Uploads:
         """Advances until nothing is on its way, at most so long; the rest stays put aside."""
         deadline = time.monotonic() + seconds
         self.advance()
-        while self._started and time.monotonic() < deadline:
+        while (self._made or self._started) and time.monotonic() < deadline:
             time.sleep(0.1)
             self.advance()
 
     def failed(self) -> str | None:
         """What could not be uploaded, or was not in time; None where nothing is left."""
-        late = [f"{path.name} is not uploaded yet" for path in self._started]
+        late = [f"{path.name} is not uploaded yet" for path in (*self._made, *self._started)]
         return "; ".join([*self._refused.values(), *late]) or None
 
     def _attempt(self, path: Path, step: Any) -> None:
@@ -50,23 +59,48 @@ class Uploads:
             self._refused[path] = f"{path.name} is not uploaded: {error}"
 
     def _start(self, path: Path) -> None:
+        intent = read_intent(path)
+        if self._is_dropped(path, intent):
+            return
+        if intent.consolidate is None:
+            self._upload(path, intent, {name: self._run_dir / file for name, file in intent.files.items()})
+        elif not self._made:  # one at a time: it is the disk that they wait for
+            checkpoint, weights = self._run_dir / intent.consolidate, self._scratch(path) / MODEL
+            # What was made and not uploaded in time is uploaded by the next one.
+            self._made[path] = Background(lambda: None if weights.exists() else consolidate(checkpoint, weights))
+
+    def _upload_weights(self, path: Path, call: Background[Consolidated | None]) -> None:
+        if (done := call.result()) is not None:
+            print(f"{path.name}: {done.bytes} bytes consolidated in {done.seconds:.1f} s", flush=True)
+        intent = read_intent(path)
+        if not self._is_dropped(path, intent):
+            self._upload(path, intent, {MODEL: self._scratch(path) / MODEL})
+
+    def _is_dropped(self, path: Path, intent: Intent) -> bool:
+        if (changed := changed_file(self._run_dir, intent)) is None:
+            return False
+        print(f"{path.name} is dropped: {changed} is not the file that was to be uploaded", flush=True)
+        acknowledge(path, {"dropped": f"{changed} was changed or removed before it could be uploaded"})
+        shutil.rmtree(self._scratch(path), ignore_errors=True)
+        return True
+
+    def _upload(self, path: Path, intent: Intent, files: Mapping[str, Path]) -> None:
         import wandb
 
-        intent = read_intent(path)
-        if (changed := changed_file(self._run_dir, intent)) is not None:
-            print(f"{path.name} is dropped: {changed} is not the file that was to be uploaded", flush=True)
-            acknowledge(path, {"dropped": f"{changed} was changed or removed before it could be uploaded"})
-            return
         artifact = wandb.Artifact(intent.name, intent.type, metadata=dict(intent.metadata))
-        for name, file in intent.files.items():
+        for name, file in files.items():
             # Without these W&B copies every file into the home folder's cache.
-            artifact.add_file(str(self._run_dir / file), name=name, policy="immutable", skip_cache=True)
+            artifact.add_file(str(file), name=name, policy="immutable", skip_cache=True)
         logged = self._run.log_artifact(artifact, aliases=list(dict.fromkeys(["latest", *intent.aliases])))
         # Waiting with a time limit would make W&B forget the answer.
         self._started[path] = Background(logged.wait)
 
-    @staticmethod
-    def _acknowledge(path: Path, artifact: Any) -> None:
+    def _acknowledge(self, path: Path, artifact: Any) -> None:
         if artifact.state != "COMMITTED":
             raise RuntimeError(f"the server has it as {artifact.state}")
         acknowledge(path, {"version": artifact.version, "artifact": artifact.qualified_name})
+        shutil.rmtree(self._scratch(path), ignore_errors=True)
+
+    def _scratch(self, path: Path) -> Path:
+        """Where the weights of a checkpoint lie until they are uploaded; the home folder may be small."""
+        return self._run_dir / "artifacts" / "consolidated" / path.stem
