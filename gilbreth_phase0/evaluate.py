@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from gilbreth_phase0.arguments import StageArguments, command
 from gilbreth_phase0.datasets import read_environment, require_dataset
@@ -21,8 +22,12 @@ from gilbreth_phase0.rollout import Episode, run_policy_episode
 from gilbreth_phase0.run_folder import make_run_folder, write_done
 from gilbreth_phase0.statistics import wilson_interval
 from gilbreth_phase0.workers import ordered_map
+from tracking import ExperimentTracker
 from tracking.errors import UserError
-from tracking.files import write_json
+from tracking.files import read_json, write_json
+from tracking.store import Resolved, open_store, resolve
+from tracking.store.lineage import record_use
+from tracking.store.reference import parse
 
 if TYPE_CHECKING:
     from gilbreth_phase0.policies import Policy
@@ -36,7 +41,9 @@ _PRELOAD = ("gilbreth_phase0.policies", "lerobot.policies.factory", "lerobot.env
 class Arguments(StageArguments):
     """Arguments of the stage program."""
 
-    policy: Path = Field(description="folder of a policy bundle")
+    policy: Annotated[str, BeforeValidator(str)] = Field(
+        description="a model by name (act-lift:best), or the folder of a policy bundle"
+    )
     episodes: int = Field(20, ge=1, description="episodes to run")
     seed: int = Field(100_000, ge=0, description="seed of the first episode; demonstrations use low seeds")
     num_workers: int = Field(2, ge=1, description="processes that simulate; the result is the same with any number")
@@ -45,6 +52,7 @@ class Arguments(StageArguments):
     max_steps: int | None = Field(None, ge=1, description="steps of an episode; the environment's horizon without it")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where the policy runs; a small one is fastest on a CPU")
     run_dir: Path | None = Field(None, description="run folder to write evaluation.json and done.json to")
+    wandb_project: str = Field("vla-lego", description="W&B project of the run")
 
 
 @dataclass(frozen=True)
@@ -183,23 +191,65 @@ def main(arguments: Arguments) -> None:
     """Evaluates a policy bundle over full episodes: success rate with its 95 % interval, reward and steps."""
     if Ranks.from_environment().rank > 0:
         return
-    if not (arguments.policy / "config.json").is_file():
-        raise UserError(
-            f"no policy bundle at {arguments.policy} (config.json is missing)."
-            " Expected the `bundle` folder of a finished bc run"
-        )
+    found = find_policy(arguments.policy)
     if arguments.dataset is not None:
         require_dataset(arguments.dataset)
-    environment = with_horizon(read_environment(arguments.dataset or arguments.policy), arguments.max_steps)
+    environment = with_horizon(read_environment(arguments.dataset or found.path), arguments.max_steps)
     if arguments.run_dir is not None:
         make_run_folder(arguments.run_dir)
     names = [TRAINED, UNTRAINED] if arguments.untrained else [TRAINED]
-    started = time.monotonic()
-    results = run(partial(PolicyWorker, arguments.policy, environment, arguments.device), names, arguments)
-    show(results, arguments, time.monotonic() - started)
+    with begin_run(arguments, found) as tracker:
+        started = time.monotonic()
+        results = run(partial(PolicyWorker, found.path, environment, arguments.device), names, arguments)
+        show(results, arguments, time.monotonic() - started)
+        tracker.log_metrics(results[TRAINED].metrics(), step=arguments.episodes)
+        if arguments.run_dir is not None:
+            write_evaluation(arguments.run_dir, results)
     if arguments.run_dir is not None:
-        write_evaluation(arguments.run_dir, results)
-        write_done(arguments.run_dir, arguments.episodes, policy=str(arguments.policy))
+        write_done(arguments.run_dir, arguments.episodes, policy=str(found))
+
+
+def find_policy(given: str) -> Resolved:
+    """Finds a policy by name in the model store, or as a folder.
+
+    Raises:
+        UserError: There is none.
+    """
+    wanted = parse(given)
+    found = Resolved(wanted.absolute()) if isinstance(wanted, Path) else resolve(given, open_store())
+    if not (found.path / "config.json").is_file():
+        raise UserError(
+            f"no policy bundle at {found.path} (config.json is missing)."
+            " Expected the `bundle` folder of a finished bc run, or a model's name: python -m tracking.models list"
+        )
+    if found.note:
+        print(found.note, flush=True)
+    return found
+
+
+def begin_run(arguments: Arguments, found: Resolved) -> ExperimentTracker:
+    """Begins the run of an evaluation, a user of the model; without a run folder nothing is tracked."""
+    run_dir = arguments.run_dir
+    config = json.loads(arguments.model_dump_json()) | {"model": str(found)}
+    tracker = ExperimentTracker(
+        project=arguments.wandb_project,
+        config=config,
+        tags={
+            "model": str(read_json(found.path / "config.json").get("type", "policy")),
+            "dataset": "fresh-seeds",
+            "objective": "eval",
+            "experiment_group": "eval",
+        },
+        name=run_dir.name if run_dir is not None else None,
+        run_dir=run_dir,
+        enabled=run_dir is not None,
+    )
+    if tracker.is_active() and run_dir is not None:
+        try:
+            record_use(open_store(), found, run_dir)
+        except OSError as error:  # a store of others, which is only read here
+            print(f"warning: the use of {found} is not recorded: {error}", flush=True)
+    return tracker
 
 
 def run(

@@ -150,8 +150,13 @@ def _needed_files(bundle: Path) -> Iterator[str]:
         yield from (step["state_file"] for step in steps if "state_file" in step)
 
 
-def load_bundle(bundle: Path, device: str = "cpu") -> Policy:
+def load_bundle(bundle: Path, device: str = "cpu", *, strict: bool = True) -> Policy:
     """Loads a bundle; only safetensors and JSON are read.
+
+    Args:
+        bundle: Its folder.
+        device: Where the policy will be.
+        strict: Refuse weights that are not exactly the model's.
 
     Raises:
         UserError: The folder is not a bundle; the message names what is missing.
@@ -167,7 +172,7 @@ def load_bundle(bundle: Path, device: str = "cpu") -> Policy:
 
     config = PreTrainedConfig.from_pretrained(bundle, local_files_only=True)
     config.device = device
-    model = get_policy_class(config.type).from_pretrained(bundle, config=config, local_files_only=True, strict=True)
+    model = get_policy_class(config.type).from_pretrained(bundle, config=config, local_files_only=True, strict=strict)
     preprocessor, postprocessor = make_pre_post_processors(
         config,
         pretrained_path=str(bundle),

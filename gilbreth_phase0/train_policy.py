@@ -18,7 +18,7 @@ from gilbreth_phase0.stop import Stop
 from tracking.errors import UserError
 
 if TYPE_CHECKING:
-    from gilbreth_phase0.engine import Restored
+    from gilbreth_phase0.checkpointer import Restored
     from gilbreth_phase0.policies import Policy
     from gilbreth_phase0.training import Trainer
     from tracking import ExperimentTracker
@@ -51,7 +51,8 @@ class Arguments(StageArguments):
     num_workers: int = Field(0, ge=0, description="DataLoader processes a rank")
     log_interval: int = Field(10, ge=1, description="steps between logged rows")
     save_freq: int = Field(500, ge=1, description="steps between checkpoints")
-    keep_last_n: int = Field(2, ge=1, description="checkpoints that stay")
+    keep_last_n: int = Field(2, ge=1, description="newest checkpoints that stay")
+    keep_every: int = Field(0, ge=0, description="checkpoints of every so many steps stay too; 0 for none")
     eval_episodes: int = Field(20, ge=0, description="episodes of the evaluation at the end; 0 for none")
     eval_seed: int = Field(100_000, ge=0, description="seed of the first of them; demonstrations use low seeds")
     wandb_project: str = Field("vla-lego", description="W&B project")
@@ -117,9 +118,11 @@ def build(arguments: Arguments, job: Job) -> tuple[Policy, Trainer]:
     from lerobot.utils.random_utils import set_seed
 
     from gilbreth_phase0 import engine
+    from gilbreth_phase0.checkpointer import Checkpointer
     from gilbreth_phase0.policies import make_config, make_policy
     from gilbreth_phase0.samples import in_memory
     from gilbreth_phase0.training import Schedule, Trainer
+    from tracking.checkpoints import Retention
     from tracking.metadata import git_facts
 
     set_seed(arguments.seed)
@@ -148,7 +151,7 @@ def build(arguments: Arguments, job: Job) -> tuple[Policy, Trainer]:
         f" ZeRO stage {arguments.zero_stage}"
     )
     wrapped = engine.initialise(policy.model, optimisation, job)
-    checkpointer = engine.Checkpointer(wrapped, job)
+    checkpointer = Checkpointer(wrapped, job)
     restored = checkpointer.restore()
     trainer = Trainer(
         engine=wrapped,
@@ -156,13 +159,15 @@ def build(arguments: Arguments, job: Job) -> tuple[Policy, Trainer]:
         dataset=dataset,
         plan=plan,
         optimisation=optimisation,
-        schedule=Schedule(arguments.log_interval, arguments.save_freq, arguments.keep_last_n),
+        schedule=Schedule(
+            arguments.log_interval, arguments.save_freq, Retention(arguments.keep_last_n, arguments.keep_every)
+        ),
         checkpointer=checkpointer,
         job=job,
         tracker=make_tracker(arguments, job, restored),
         git_commit=git_facts(Path.cwd())["commit"],
         num_workers=arguments.num_workers,
-        saved_step=restored.step,
+        restored=restored,
     )
     return policy, trainer
 
@@ -199,7 +204,7 @@ def read_config(run_dir: Path) -> dict[str, Any] | None:
 
 
 def finish(arguments: Arguments, policy: Policy, trainer: Trainer) -> Stop:
-    """After the last step: the bundle, then the evaluation, then the done record.
+    """After the last step: the bundle, then the evaluation, the bundle's name, and the done record.
 
     Each part can be repeated, so that a job that is ended here goes on from the last checkpoint.
 
@@ -209,6 +214,7 @@ def finish(arguments: Arguments, policy: Policy, trainer: Trainer) -> Stop:
     trainer.job.on_main(lambda: make_bundle(arguments, policy, trainer))
     stop = evaluate(arguments, trainer) if arguments.eval_episodes else Stop.NO
     if stop is Stop.NO:
+        trainer.job.on_main(lambda: publish(arguments, trainer))
         trainer.complete()
     return stop
 
@@ -223,6 +229,24 @@ def make_bundle(arguments: Arguments, policy: Policy, trainer: Trainer) -> None:
     weights = consolidated_weights(trainer.newest_checkpoint())
     save_bundle(policy, weights, environment, arguments.run_dir / BUNDLE)
     trainer.job.say(f"policy bundle: {arguments.run_dir / BUNDLE}")
+
+
+def publish(arguments: Arguments, trainer: Trainer) -> None:
+    """Gives the bundle its name in the model store, on rank 0; the run is complete without that, too."""
+    from gilbreth_phase0.publishing import publish_bundle
+
+    trainer.job.check_ownership()
+    bundle, dataset = arguments.run_dir / BUNDLE, arguments.root / arguments.repo_ids
+    try:
+        published, why = publish_bundle(arguments.run_dir, bundle, arguments.policy, dataset, arguments.training_steps)
+    except (UserError, OSError) as error:
+        trainer.job.say(
+            f"warning: the policy is not in the model store: {error}\n"
+            f"  next: python -m tracking.models publish {bundle} {arguments.policy}-{dataset.name} --alias final"
+        )
+        return
+    names = ", ".join(published.version.aliases)
+    trainer.job.say(f"model {published} ({names}) in {published.folder}; best: {why}")
 
 
 def evaluate(arguments: Arguments, trainer: Trainer) -> Stop:

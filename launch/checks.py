@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from launch.config import Config
+from launch.models import model_faults, store_faults
 from launch.render import check_log_folder, slurm_time
 from launch.spec import JobSpec, expand
 from tracking.errors import UserError
@@ -32,6 +32,8 @@ def findings(config: Config, spec: JobSpec) -> Iterator[str]:
     yield from _limits(spec)
     yield from _folders(spec)
     yield from _inputs(config, spec)
+    yield from store_faults(spec)
+    yield from model_faults(config, spec)
 
 
 def _limits(spec: JobSpec) -> Iterator[str]:
@@ -81,14 +83,3 @@ def _inputs(config: Config, spec: JobSpec) -> Iterator[str]:
                     f"python -m launch.submit --stage collect --cluster {spec.cluster.name} "
                     f"--set collect.repo_id={name}, or name another: --set {spec.stage}.{inputs.datasets}=NAME"
                 )
-    if inputs.bundle is not None:
-        yield from _bundle(f"{spec.stage}.{inputs.bundle}", arguments[inputs.bundle], spec.root)
-
-
-def _bundle(key: str, given: str | None, root: Path) -> Iterator[str]:
-    if given is None:
-        yield f"{key} is not set: --set {key}=runs/NAME/bundle"
-        return
-    folder = root / Path(given).expanduser()
-    if not (folder / "config.json").is_file():
-        yield f"{key}={given!r}: {folder} has no config.json, so no policy; a bc run leaves one in runs/NAME/bundle"

@@ -107,7 +107,7 @@ class Inputs(_Section):
 
     Attributes:
         datasets: The argument that names datasets below its `root`.
-        bundle: The argument that names the folder of a policy.
+        bundle: The argument that names a policy: the folder of a bundle, or a name in the model store.
     """
 
     datasets: str | None = None
@@ -124,6 +124,7 @@ class Stage(_Section):
         objective: Second part.
         dataset: Third part.
         inputs: What must stand before the job starts.
+        models: Whether it makes or loads models, which the model store finds by name.
     """
 
     stage: str
@@ -132,6 +133,7 @@ class Stage(_Section):
     objective: str
     dataset: str
     inputs: Inputs = Inputs()
+    models: bool = False
 
 
 class Cluster(_Section):
@@ -145,6 +147,7 @@ class Cluster(_Section):
         qos: Slurm QOS; None is the user's default.
         run_root: Where run folders are made, on a shared disk.
         data_root: Where datasets are, on a shared disk.
+        store_root: The model store, on a shared disk; None is `models` beside `run_root`.
         modules: What the job loads, in this order.
         conda_env: The conda environment of the job; None is the Python that submits.
         environment: Variables of every job. Secrets are refused: they would stand in the script.
@@ -164,6 +167,7 @@ class Cluster(_Section):
     qos: str | None = None
     run_root: str = "runs"
     data_root: str = "data"
+    store_root: str | None = None
     modules: tuple[str, ...] = ()
     conda_env: str | None = None
     environment: dict[str, str] = {}

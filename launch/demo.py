@@ -89,6 +89,7 @@ def _run_stage(stage: str, cluster: str, settings: list[str]) -> Path:
     from launch.checks import refuse_what_cannot_run
     from launch.config import resolve
     from launch.follow import follow
+    from launch.models import held_model
     from launch.spec import make_spec
     from launch.submission import submit
     from launch.submit import enter_lab, report
@@ -98,7 +99,8 @@ def _run_stage(stage: str, cluster: str, settings: list[str]) -> Path:
     config = resolve(stage, cluster, settings)
     spec = make_spec(config, datetime.now())
     refuse_what_cannot_run(config, spec)
-    submitted = submit(config, spec)
+    with held_model(config, spec) as spec_of_now:
+        submitted = submit(config, spec_of_now)
     report(spec, submitted)
     if not follow(spec.run_dir, submitted.log, submitted.state):
         raise UserError(f"the {stage} job ended and its run is not complete; its log: {submitted.log}")

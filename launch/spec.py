@@ -17,6 +17,7 @@ from typing import Any
 from launch.config import ROOT, Cluster, Config, Resources
 from tracking.errors import UserError
 from tracking.names import check_name, run_name
+from tracking.store.root import VARIABLE
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,16 @@ def make_spec(config: Config, now: datetime, root: Path = ROOT) -> JobSpec:
     }
     arguments |= {key: value for key, value in elsewhere.items() if key in arguments and arguments[key] is None}
     name = check_name("run", config.name if config.name is not None else free_name(config, run_root, now, root))
+    environment = {VARIABLE: str(_store_root(config, run_root, root))} if config.stage.models else {}
     variables = {"WANDB_PROJECT": tracking.project, "WANDB_ENTITY": tracking.entity, "WANDB_MODE": tracking.mode}
     return JobSpec(
         stage=config.stage.stage,
         name=name,
         module=config.stage.module,
         argv=flags(arguments),
-        environment={key: value for key, value in variables.items() if value} | config.cluster.environment,
+        environment={key: value for key, value in variables.items() if value}
+        | environment
+        | config.cluster.environment,
         root=root,
         run_dir=run_root / name,
         log_dir=root / "logs" / name,
@@ -97,6 +101,14 @@ def make_spec(config: Config, now: datetime, root: Path = ROOT) -> JobSpec:
         cluster=config.cluster,
         resources=config.resources,
     )
+
+
+def _store_root(config: Config, run_root: Path, root: Path) -> Path:
+    """The profile's, else the one that commands in this shell use, else `models` beside the run folders."""
+    if config.cluster.store_root is not None:
+        return expand(config.cluster.store_root, root, "cluster.store_root")
+    given = os.environ.get(VARIABLE)
+    return root / Path(given).expanduser() if given else run_root.parent / "models"
 
 
 def expand(path: str, root: Path, key: str) -> Path:

@@ -62,6 +62,7 @@ def run(stage: str, cluster: str | None, settings: list[str], *, dry_run: bool, 
     # pydantic and Jinja2 are not needed to answer --help.
     from launch.checks import findings, refuse_what_cannot_run
     from launch.config import resolve
+    from launch.models import held_model
     from launch.spec import make_spec
     from launch.sync_after import check_sync_after, queue_sync, way_to_wandb
 
@@ -79,7 +80,8 @@ def run(stage: str, cluster: str | None, settings: list[str], *, dry_run: bool, 
         enter_lab()
     from launch.submission import submit
 
-    submitted = submit(config, spec)
+    with held_model(config, spec) as spec_of_now:
+        submitted = submit(config, spec_of_now)
     report(spec, submitted)
     if sync_after:
         print(queue_sync(spec, submitted.job_id), flush=True)

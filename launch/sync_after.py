@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+from pathlib import Path
 
 from launch.config import Cluster
 from launch.render import SUBMISSION_VARIABLES, foreign_variables
 from launch.spec import JobSpec
 from tracking.errors import UserError
+from tracking.store.root import VARIABLE
 
 SCRIPT = "job_templates/sync_runs.sh"
 
@@ -70,18 +72,24 @@ def sync_command(spec: JobSpec, job_id: str) -> list[str]:
         f"--output={spec.log_dir}/%j_sync.out",
         *(f"--{field}={value}" for field, value in fields.items() if value),
         SCRIPT,
-        str(spec.run_dir.parent),
+        *map(str, roots_of(spec)),
     ]
+
+
+def roots_of(spec: JobSpec) -> list[Path]:
+    """What is pushed for a run: its folder's root, and the model store where there is one."""
+    store = spec.environment.get(VARIABLE)
+    return [spec.run_dir.parent, *([Path(store)] if store is not None and Path(store).is_dir() else [])]
 
 
 def way_to_wandb(spec: JobSpec) -> str | None:
     """A line on how W&B gets the run where the profile says that nodes have no internet; None elsewhere."""
     if spec.cluster.internet is not False or spec.environment.get("WANDB_MODE") == "disabled":
         return None
-    root = shlex.quote(str(spec.run_dir.parent))
+    roots = shlex.join(part for root in roots_of(spec) for part in ("--root", str(root)))
     return (
         f"sync nodes of {spec.cluster.name} have no internet; on a login node: cd {shlex.quote(str(spec.root))} && "
-        f"{shlex.quote(spec.python)} -m tracking.sync daemon --root {root}"
+        f"{shlex.quote(spec.python)} -m tracking.sync daemon {roots}"
     )
 
 

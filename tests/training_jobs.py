@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ LAUNCH = [sys.executable, "-m", "launch.submit"]
 
 @dataclass(frozen=True)
 class BcRun:
-    """One `bc` run in the lab."""
+    """One run in the lab, of the stage `bc` where nothing else is said."""
 
     lab: Lab
     run_dir: Path
@@ -106,13 +107,18 @@ def submit_bc(lab: Lab, folder: Path, data: Path, steps: int, *settings: str) ->
         "bc.log_interval": 1,
         "bc.save_freq": 20,
     }
+    return submit(lab, "bc", given, *settings)
+
+
+def submit(lab: Lab, stage: str, given: Mapping[str, object], *settings: str) -> BcRun:
+    """Submits a stage to the lab by the documented command."""
     arguments = [
         f"--set={key}={json.dumps(str(value))}" if isinstance(value, Path) else f"--set={key}={value}"
         for key, value in given.items()
     ]
     arguments += [f"--set={setting}" for setting in settings]
     answer = subprocess.run(
-        [*LAUNCH, "--stage=bc", "--cluster=lab", *arguments],
+        [*LAUNCH, f"--stage={stage}", "--cluster=lab", *arguments],
         env={**os.environ, **lab.environment()},
         cwd=ROOT,
         capture_output=True,

@@ -13,6 +13,7 @@ import pytest
 
 from tracking import checkpoints, read_journal
 from tracking.files import read_json
+from tracking.store import Store, resolve
 
 from rank_pairs import ROOT, rank_environment
 from tiny_dataset import EPISODES, FRAMES, SMALL, make_tiny_dataset
@@ -119,7 +120,8 @@ def test_a_whole_run_without_zero(tmp_path: Path) -> None:
         *("--zero-stage=0", "--batch-size=8", "--training-steps=6", "--save-freq=4", "--log-interval=2"),
         *("--eval-episodes=1", "--device=cpu"),
     ]
-    environ = {"MUJOCO_GL": os.environ.get("MUJOCO_GL", "osmesa")}
+    store = tmp_path / "models"
+    environ = {"MUJOCO_GL": os.environ.get("MUJOCO_GL", "osmesa"), "GILBRETH_STORE": str(store)}
     done = bc(*flags, timeout=180, **environ)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{EPISODES * FRAMES} frames of {EPISODES} episodes: 6 steps of 8 samples, 1 rank(s)" in done.stdout
@@ -129,6 +131,13 @@ def test_a_whole_run_without_zero(tmp_path: Path) -> None:
     assert {"config.json", "model.safetensors", "environment.json"} <= {
         path.name for path in (run / "bundle").iterdir()
     }
+    assert "model act-tiny:v0 (latest, final, best, step-6) in " in done.stdout
+    found = resolve("act-tiny:best", Store(store))
+    assert {path.name for path in found.path.iterdir()} == {path.name for path in (run / "bundle").iterdir()}
+    assert found.version is not None and found.version.run is not None
+    assert (found.version.metadata["dataset"], found.version.metadata["dataset_frames"]) == ("tiny", EPISODES * FRAMES)
+    assert found.version.metadata["eval_seeds"] == [100_000]
+    assert found.version.run["id"] == read_json(run / "run.json")["run_id"]
     whole = checkpoints.newest_whole(run / "checkpoints", print)
     assert whole is not None and (whole[1].step, whole[1].zero_stage) == (6, 0)
     journal = read_journal(run)

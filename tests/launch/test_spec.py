@@ -74,7 +74,8 @@ def test_a_dataset_of_any_name_makes_a_run_name_that_is_safe(tmp_path: Path) -> 
 
 def test_tracking_reaches_the_job(tmp_path: Path) -> None:
     spec = spec_of("tracking.entity=team", "tracking.mode=offline", "tracking.project=p", root=tmp_path)
-    assert spec.environment == {"WANDB_PROJECT": "p", "WANDB_ENTITY": "team", "WANDB_MODE": "offline"}
+    store = {"GILBRETH_STORE": str(tmp_path / "models")}
+    assert spec.environment == {"WANDB_PROJECT": "p", "WANDB_ENTITY": "team", "WANDB_MODE": "offline", **store}
     assert "--wandb-project=p" in spec.argv
 
 

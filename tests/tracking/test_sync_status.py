@@ -222,7 +222,7 @@ def test_the_roots_that_are_looked_after_by_themselves(root: Path) -> None:
     root.rmdir()
     done = run(root, "status")
     assert done.returncode == 2
-    assert f"there is neither ./runs nor ./wandb in {root.parent}" in done.stderr
+    assert f"there is neither ./runs, ./wandb nor ./models in {root.parent}" in done.stderr
     assert "--root FOLDER" in done.stderr
     (root.parent / "wandb").mkdir()
     assert table(root)[-1] == f"No run in {root.parent / 'wandb'}."

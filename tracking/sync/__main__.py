@@ -15,7 +15,7 @@ from tracking.errors import UserError, exit_on_user_error
 from tracking.sync.services import leave
 
 _COMMANDS = ("daemon", "once", "run", "status", "verify")
-_DEFAULT_ROOTS = (Path("runs"), Path("wandb"))
+_DEFAULT_ROOTS = (Path("runs"), Path("wandb"), Path("models"))
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def roots_of(given: Sequence[Path]) -> list[Path]:
-    """The folders to look below: those that were given, else `runs` and `wandb` in the current one.
+    """The folders to look below: those that were given, else `runs`, `wandb` and `models` in the current one.
 
     Raises:
         UserError: One is not there, or none is.
@@ -79,7 +79,7 @@ def roots_of(given: Sequence[Path]) -> list[Path]:
     roots = list(given) or [root for root in _DEFAULT_ROOTS if root.is_dir()]
     if not roots:
         raise UserError(
-            f"there is neither ./runs nor ./wandb in {Path.cwd()}\n"
+            f"there is neither ./runs, ./wandb nor ./models in {Path.cwd()}\n"
             "  next: go to the folder where jobs are submitted, or give --root FOLDER"
         )
     return [root.absolute() for root in roots]
@@ -99,8 +99,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="where run folders and W&B's offline folders are, also in groups; may be given again "
-        "(default: ./runs and ./wandb)",
+        help="where run folders, W&B's offline folders and model stores are, also in groups; may be given again "
+        "(default: ./runs, ./wandb and ./models)",
     )
     as_json = argparse.ArgumentParser(add_help=False)
     as_json.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -15,7 +15,7 @@ from tracking.errors import UserError
 from tracking.identity import read_identity, rows_before
 from tracking.journal import Row, read_journal
 from tracking.sync.probe import probe
-from tracking.sync.scan import WANDB, find
+from tracking.sync.scan import WANDB, find, is_store
 from tracking.sync.services import forget_foreign_settings
 from tracking.sync.views.shown_run import open_api, shown_run
 
@@ -62,7 +62,8 @@ def verify(paths: Sequence[Path], *, as_json: bool) -> int:
     Raises:
         UserError: There is no run, or the server cannot be used.
     """
-    runs = [path for path in find([path.absolute() for path in paths]) if path.name != WANDB]
+    found_paths = find([path.absolute() for path in paths])
+    runs = [path for path in found_paths if path.name != WANDB and not is_store(path)]
     if not runs:
         raise UserError(f"no run folder in {', '.join(map(str, paths))}\n  next: give one, or --root FOLDER")
     forget_foreign_settings()

@@ -11,11 +11,13 @@ from pathlib import Path
 from tracking.errors import UserError
 from tracking.intents import pending_intents
 from tracking.journal.lines import Row, Segment, parse, segment_path
-from tracking.sync.claims import Observer
+from tracking.store.pending import is_missing, needs_push
+from tracking.store.root import Store
+from tracking.sync.claims import Holder, Observer
 from tracking.sync.daemon import DaemonState, read_daemons
 from tracking.sync.plain.push import plain_folders, plain_state_folder
 from tracking.sync.pushed import PushState, journal_position, read_push_state
-from tracking.sync.scan import WANDB, find
+from tracking.sync.scan import WANDB, find, is_store
 from tracking.words import duration
 
 _TAIL_BYTES = 2**16
@@ -23,11 +25,11 @@ _TAIL_BYTES = 2**16
 
 @dataclass(frozen=True)
 class Line:
-    """One run in the table.
+    """One run, or one model store, in the table.
 
     Attributes:
-        path: The run folder, or W&B's offline folder.
-        rows: How many rows the journal has; of an offline folder, as far as that was read.
+        path: The run folder, W&B's offline folder, or the store.
+        rows: How many rows the journal has; of an offline folder, as far as that was read; of a store, the versions.
         on_server: How many of them the server said it has.
         lag: For how many seconds the oldest row that the server lacks has been waiting; None where that is not known.
         waiting: How many uploads wait.
@@ -77,6 +79,9 @@ def show_status(roots: Sequence[Path], *, as_json: bool) -> int:
 
 def _lines(path: Path, now: float) -> Iterator[Line]:
     observer = Observer()
+    if is_store(path):
+        yield _store_line(path, observer.holder(path))
+        return
     if path.name != WANDB:
         holder = observer.holder(path)
         yield _run_line(path, str(holder) if holder is not None else None, now)
@@ -110,6 +115,23 @@ def _run_line(run_dir: Path, holder: str | None, now: float) -> Line:
         next_try=state.next_try,
         url=state.url,
     )
+
+
+def _store_line(root: Path, holder: Holder | None) -> Line:
+    store, state = Store(root), read_push_state(root) or PushState()
+    wanted, there, error = 0, 0, state.error
+    try:
+        for name in store.names():
+            known = store.state(name)
+            targets = [version for version in known.versions.values() if version.target is not None]
+            wanted += len(targets)
+            there += sum(not is_missing(known, version) for version in targets)
+        word = "models, waiting" if needs_push(store) or there < wanted else "models"
+    except (UserError, OSError) as fault:
+        word, error = "models", str(fault).splitlines()[0]
+    by = str(holder) if holder is not None else None
+    lag = 0.0 if there == wanted else None
+    return Line(root, wanted, there, lag, wanted - there, word, by, error, state.next_try, None)
 
 
 def count_rows(run_dir: Path) -> int:

@@ -21,7 +21,9 @@ from tracking.sync.plain.push import PlainPush
 from tracking.sync.probe import Verdict, probe
 from tracking.sync.push import RunPush, Tools, Visit
 from tracking.sync.pushed import PushState
+from tracking.sync.scan import WANDB, is_store
 from tracking.sync.services import end_services
+from tracking.sync.store_push import StorePush
 
 _PROBE_S = 10.0
 _WORKERS = 8
@@ -84,7 +86,7 @@ class _Visited:
 
 
 class Pusher:
-    """Pushes run folders, and W&B's own folders (`…/wandb`), with a few threads.
+    """Pushes run folders, W&B's own folders (`…/wandb`) and model stores, with a few threads.
 
     The process ends right after `run`: the runs that it has left open must not be ended by W&B's exit handlers.
     """
@@ -166,7 +168,9 @@ class Pusher:
         if path in self._items or outcome == "failed":
             return
         push: Push
-        if path.name == "wandb":
+        if is_store(path):
+            push = StorePush(path, self._tools)
+        elif path.name == WANDB:
             push = PlainPush(path, self._tools)
         elif any(path.glob("run-*.wandb")):
             push = PlainPush(path.parent, self._tools, only=path)
@@ -177,8 +181,10 @@ class Pusher:
     def _start_due(self) -> None:
         if self._leave_at < math.inf:
             return
+        runs = any(path not in self._result.outcomes and not _is_store(item) for path, item in self._items.items())
         for path, item in self._items.items():
-            if not item.in_flight and item.due <= time.monotonic():
+            # A store waits for the runs: their uploads make its versions on W&B, and its uses need the runs there.
+            if not item.in_flight and item.due <= time.monotonic() and not (runs and _is_store(item)):
                 item.in_flight = True
                 self._pool.submit(self._visit, path, item.push)
 
@@ -248,6 +254,10 @@ class Pusher:
     def _pause(self) -> float:
         due = min((item.due for item in self._items.values() if not item.in_flight), default=math.inf)
         return max(0.0, min(1.0, due - time.monotonic()))
+
+
+def _is_store(item: _Item) -> bool:
+    return isinstance(item.push, StorePush)
 
 
 def scratch_folder() -> Path:

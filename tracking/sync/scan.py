@@ -7,7 +7,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tracking.errors import UserError
 from tracking.intents import pending_intents
+from tracking.store.pending import may_need_push, needs_push
+from tracking.store.root import Store
 from tracking.sync.claims import Observer
 from tracking.sync.plain.push import plain_folders, plain_state_folder
 from tracking.sync.pushed import journal_position, read_push_state
@@ -17,18 +20,24 @@ _DEPTH = 3
 # An upload by hand may have been under way when a run was pushed: the server is asked once more.
 _SETTLE_S = 60.0
 WANDB = "wandb"
+_STORE = "store.json"
 
 _Signature = tuple[object, ...]
 
 
 def find(roots: Sequence[Path]) -> Iterator[Path]:
-    """The run folders below some roots, and W&B's own folders (`…/wandb`); a root may be one itself.
+    """The run folders and model stores below some roots, and W&B's own folders (`…/wandb`); a root may be one itself.
 
     Args:
         roots: Folders; those that do not exist hold nothing.
     """
     for root in roots:
         yield from _below(root, _DEPTH)
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder is a model store."""
+    return (path / _STORE).is_file()
 
 
 class Scanner:
@@ -38,6 +47,8 @@ class Scanner:
         self._roots = roots
         self._observer = Observer()
         self._settled: dict[Path, _Signature] = {}
+        # What was read of a store's records is not read again.
+        self._stores: dict[Path, Store] = {}
 
     def due(self, *, again: bool = False) -> list[Path]:
         """The folders that somebody should push now.
@@ -52,6 +63,9 @@ class Scanner:
         return [path for path in found if self._is_due(path, now, again)]
 
     def _is_due(self, path: Path, now: float, again: bool) -> bool:
+        if is_store(path):
+            when = store_due_at(self._stores.setdefault(path, Store(path)), again=again)
+            return when is not None and when <= now and (again or self._observer.holder(path) is None)
         try:
             signature = _signature(path)
             if signature == self._settled.get(path):
@@ -81,6 +95,20 @@ def run_due_at(run_dir: Path, *, again: bool = False) -> float | None:
     return None if state.settled else state.time + _SETTLE_S
 
 
+def store_due_at(store: Store, *, again: bool = False) -> float | None:
+    """When a model store should be pushed; None where W&B has all of it, or where only others may write it."""
+    try:
+        if not os.access(store.root, os.W_OK):
+            return None
+        # Before runs are pushed nothing of theirs may be left to do, and behind them there is.
+        if not needs_push(store) and not (again and may_need_push(store)):
+            return None
+    except (UserError, OSError, ValueError):
+        pass  # whoever pushes it says what is wrong
+    state = read_push_state(store.root)
+    return 0.0 if again or state is None or state.next_try is None else state.next_try
+
+
 def wandb_due_at(folder: Path, *, again: bool = False) -> float | None:
     """When something in one of W&B's own folders should be pushed; None where there is nothing."""
     times = []
@@ -93,10 +121,11 @@ def wandb_due_at(folder: Path, *, again: bool = False) -> float | None:
 def _below(folder: Path, depth: int) -> Iterator[Path]:
     try:
         with os.scandir(folder) as entries:
-            names = {entry.name for entry in entries if entry.name == "run.json" or entry.is_dir(follow_symlinks=False)}
+            marks = ("run.json", _STORE)
+            names = {entry.name for entry in entries if entry.name in marks or entry.is_dir(follow_symlinks=False)}
     except OSError:
         return
-    if "run.json" in names:
+    if not names.isdisjoint(marks):
         yield folder
         return
     if folder.name == WANDB:

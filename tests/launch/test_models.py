@@ -1,0 +1,152 @@
+"""Models by name at submission: which store, what is refused, and what is held for a job that waits."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from launch.checks import findings
+from launch.config import Config, resolve
+from launch.models import held_model, store_of
+from launch.spec import JobSpec, make_spec
+from tracking.errors import UserError
+from tracking.store import Store, publish
+from tracking.store import resolve as find
+from tracking.store.push import push
+from tracking.store.resolve import move_aliases
+
+from model_store import save_bundle
+from online_runs import online_environment
+from support import free_port
+
+__all__ = ["online_environment"]
+
+NOW = datetime(2025, 1, 2, 3, 4, 5)
+
+
+def evaluation(root: Path, policy: str, *settings: str) -> tuple[Config, JobSpec]:
+    config = resolve(
+        "eval", "lab", [f"eval.policy={policy}", f"cluster.run_root={json.dumps(str(root / 'runs'))}", *settings]
+    )
+    return config, make_spec(config, NOW, root)
+
+
+def faults(root: Path, policy: str, *settings: str) -> list[str]:
+    config, spec = evaluation(root, policy, "cluster.node_local=[]", *settings)
+    return list(findings(config, spec))
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.delenv("GILBRETH_STORE", raising=False)
+    store = Store(tmp_path / "models")
+    publish(store, save_bundle(tmp_path / "b"), "act-lift", "best", mirror=False)
+    return store
+
+
+def test_the_store_is_the_profiles_else_the_shells_else_beside_the_runs(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def root_of(*settings: str) -> Path | None:
+        _, spec = evaluation(tmp_path, "act-lift", *settings)
+        found = store_of(spec)
+        return found.root if found is not None else None
+
+    assert root_of() == tmp_path / "models"
+    monkeypatch.setenv("GILBRETH_STORE", "/group/models")
+    assert root_of() == Path("/group/models")
+    assert root_of("cluster.store_root=theirs") == tmp_path / "theirs"
+    smoke = make_spec(resolve("smoke", "lab", []), NOW, tmp_path)
+    assert store_of(smoke) is None, "a stage that has to do with no models is not refused for its store"
+
+
+def test_a_store_that_cannot_be_used_is_refused(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").touch()
+    (fault, *_) = faults(tmp_path, "act-lift", f"cluster.store_root={tmp_path}/thesis")
+    assert "is no model store: it holds thesis.tex; choose another: --set cluster.store_root=FOLDER" in fault
+    (fault, *_) = faults(tmp_path, "act-lift", f"cluster.store_root={tmp_path}/b/config.json/models")
+    assert f"models' cannot be written ({tmp_path}/b/config.json)" in fault
+    config, spec = evaluation(tmp_path, "act-lift", "cluster.store_root=/dev/shm/m", "cluster.node_local=[/dev/shm]")
+    assert any("is below /dev/shm, which other nodes do not see" in fault for fault in findings(config, spec))
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("act-lfit", "no model is found by that name: unknown model 'act-lfit'. Did you mean 'act-lift'?"),
+        ("act-lift:bset", "Did you mean 'best'?"),
+        ("runs/x/bundle", "runs/x/bundle has no config.json, so no policy; a bc run leaves one in runs/NAME/bundle"),
+        ("/nowhere", "/nowhere has no config.json, so no policy"),
+    ],
+)
+def test_a_model_that_is_not_there_is_refused(store: Store, tmp_path: Path, policy: str, message: str) -> None:
+    (tmp_path / "runs").mkdir()
+    (fault,) = faults(tmp_path, policy)
+    assert message in fault
+
+
+def test_what_can_be_loaded_is_not_refused(store: Store, tmp_path: Path) -> None:
+    for policy in ("act-lift", "act-lift:v0", str(tmp_path / "b"), "b", "lab/p/act-lift:best"):
+        assert faults(tmp_path, policy) == [], policy
+
+
+def test_a_waiting_job_keeps_the_version_that_it_was_submitted_with(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GIVEN a job that waits WHEN the alias moves on THEN the job's version stays, and is the one that it loads."""
+    config, spec = evaluation(tmp_path, "act-lift:best")
+    with held_model(config, spec) as held:
+        publish(store, save_bundle(tmp_path / "c", 1.0), "act-lift", "best", mirror=False)
+    assert "--policy=act-lift:v0" in held.argv and len(held.argv) == len(spec.argv)
+    assert capsys.readouterr().out == f"model act-lift:best is act-lift:v0 in {store.root}\n"
+    pins = store.state("act-lift").pins[0]
+    assert list(pins) == [f"queued job {spec.name}"]
+    move_aliases(store, "act-lift", {"best": 1})
+
+    with pytest.raises(UserError, match="sbatch refused"), held_model(config, spec) as held:
+        assert "--policy=act-lift:v1" in held.argv
+        raise UserError("sbatch refused the job")
+    assert store.state("act-lift").pins.get(1) == {}
+
+
+def test_a_folder_is_given_to_the_job_as_it_is(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, spec = evaluation(tmp_path, str(tmp_path / "b"))
+    with held_model(config, spec) as held:
+        assert held is spec
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config, spec = evaluation(tmp_path, "lab/p/other:best")
+    with pytest.raises(UserError, match="lab/p/other:best is not in the model store"), held_model(config, spec):
+        pass
+
+
+@pytest.mark.wandb
+@pytest.mark.usefixtures("online_environment")
+def test_a_model_of_wandb_is_taken_into_the_store_at_submission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GIVEN a model that only W&B has WHEN a job is submitted THEN it is in the store, and the job needs no network."""
+    import wandb
+
+    wandb.teardown()
+    monkeypatch.delenv("GILBRETH_STORE", raising=False)
+    far = Store(tmp_path / "far")
+    publish(far, save_bundle(tmp_path / "b", 3.0), "act-lift", "best", {"step": 7}, target="lab/p")
+    push(far, lambda _: None)
+    assert faults(tmp_path, "lab/p/act-lift:best") == [], "a dry run asks nobody"
+    config, spec = evaluation(tmp_path, "lab/p/act-lift:best")
+    with held_model(config, spec) as held:
+        assert "--policy=act-lift:v0" in held.argv
+    assert "model lab/p/act-lift:best is act-lift:v0 in " in capsys.readouterr().out
+    store = store_of(spec)
+    assert store is not None
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free_port()}")
+    found = find("act-lift:v0", store)
+    assert found.version is not None and (found.version.step, list(store.state("act-lift").pins[0])) == (
+        7,
+        [f"queued job {spec.name}"],
+    )
+    wandb.teardown()
