@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import typer
 from rich.box import MARKDOWN
 from rich.console import Console

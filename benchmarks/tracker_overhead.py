@@ -25,7 +25,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import typer
 from rich.box import MARKDOWN
 from rich.console import Console

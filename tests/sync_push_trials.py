@@ -189,14 +189,16 @@ def _second_daemon(play: Play) -> None:
 
 def _elsewhere(play: Play) -> list[str]:
     """Runs what follows on another host, as others see it: with a name, a process table and a /tmp of its own."""
-    own_tmp = 'mount --bind "$0" /mnt && mount -t tmpfs none /tmp && mkdir -p "$0" && mount --bind /mnt "$0"'
-    script = f'hostname login2 && {own_tmp} && exec "$@"'
+    # Of a host's own disk the lock matters; the project may stand below /tmp too.
+    own_locks = 'own=$(mktemp) && for lock in /tmp/gilbreth-sync-*.lock; do mount --bind "$own" "$lock"; done'
+    script = f'hostname login2 && {own_locks} && exec "$@"'
     return [shutil.which("unshare") or "unshare", *OTHER_HOST, "sh", "-c", script, str(play.site.folder)]
 
 
 @TRIALS.enter("a second daemon on another host")
 def _daemon_elsewhere(play: Play) -> None:
     here = play.site.daemon()
+    wait_until(lambda: list(play.site.root.glob(".sync/daemon-*.pid")), 60, "the first daemon to begin")
     there = play.site.daemon(before=_elsewhere(play))
     job = play.half_pushed()
     job.log(HALF + 1, ALL, 0.05)

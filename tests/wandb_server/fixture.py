@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ def wandb_server() -> Iterator[WandbServer]:
     """A loopback W&B of the test's own."""
     with WandbServer() as server:
         yield server
+    if "wandb" in sys.modules:
+        # In this process W&B's client would go on asking the first server that it was given.
+        sys.modules["wandb"].teardown()
 
 
 @pytest.fixture
