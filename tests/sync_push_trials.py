@@ -43,7 +43,11 @@ def _requeued_live(play: Play) -> None:
         play.site.wait_rows("run", 40 + 30 * number)
         play.check(play.site.state("run") == "running", f"segment {number} runs, W&B says {play.site.state('run')}")
         job.finish("finished" if number == 2 else "preempted")
-        wait_until(lambda: play.site.state("run") != "running", 60, f"segment {number} to end on the server")
+        wait_until(
+            lambda: play.site.state("run") not in ("running", "preempting"),
+            60,
+            f"segment {number} to end on the server",
+        )
         expected = "finished" if number == 2 else "preempted"
         play.check(play.site.state("run") == expected, f"after segment {number} W&B says {play.site.state('run')}")
     play.site.stop(daemon)

@@ -22,6 +22,8 @@ PREEMPTED_EXIT_CODE = 143
 # W&B's own bound is 90 s; the journal waits, and a fresh attempt costs nothing.
 _INIT_TIMEOUT_S = 30
 
+_OWN_VALUES = ("_step", "_timestamp", "train/step")
+
 SyncMode = Literal["online", "offline"]
 
 
@@ -140,12 +142,15 @@ class Replay:
         self._run_dir = run_dir
         self._segment = 0
         self._segments: dict[str, Any] = {}
+        # The last values of what the server has already, as far as nothing newer was logged.
+        self._earlier: dict[str, Any] = {}
 
     def apply(self, events: Iterable[Event]) -> None:
         """Logs rows, and puts configuration and metadata into the run's config."""
         for event in events:
             match event:
                 case Row():
+                    self._remember(event)
                     self.next_row = replay(self.run, self._run_dir, [event], self.next_row, self._before)
                 case Config():
                     self._configure(event.config)
@@ -156,6 +161,22 @@ class Replay:
                 case Metadata():
                     self._segments[str(self._segment)] = event.metadata
                     self._configure({"segments": dict(self._segments)})
+
+    def restore_summary(self) -> None:
+        """Sets the summary where an upload by hand of an earlier state has put it back."""
+        there = self.run.summary
+        if stale := {name: value for name, value in self._earlier.items() if there.get(name) != value}:
+            there.update(stale)
+
+    def _remember(self, row: Row) -> None:
+        if row.n >= self.next_row:
+            for name in (*row.data, *_OWN_VALUES):
+                self._earlier.pop(name, None)
+            return
+        values = {name: value for name, value in row.data.items() if isinstance(value, int | float | str)}
+        # NaN is not equal to itself and would be set again each time.
+        self._earlier |= {name: value for name, value in values.items() if value == value}  # noqa: PLR0124
+        self._earlier |= zip(_OWN_VALUES, (self._before + row.n, row.time, row.step), strict=True)
 
     def _configure(self, config: dict[str, Any]) -> None:
         self.run.config.update(config, allow_val_change=True)

@@ -134,6 +134,7 @@ class OnlineView:
         self.replay.files.upload()
         self._uploads.wait(self._patience.upload)
         self._write("closing")
+        self.replay.restore_summary()
         try:
             bounded(lambda: close_run(self.replay.run, end), self._patience.push)
         except TimeoutError as error:
@@ -196,14 +197,21 @@ class OnlineView:
 
 
 def state_on_server(identity: Identity) -> tuple[int, str]:
-    """Asks the server how many rows of a run it has, and in what state the run is; no rows for a run that is not there.
+    """Asks the server how far a run is.
+
+    Returns:
+        How many rows it has, in history and summary alike, and its state; no rows for a run that is not there.
 
     Raises:
         wandb.Error: The server refused or did not answer.
     """
     api = open_api()
     run = shown_run(api, f"{identity.entity or api.default_entity}/{identity.project}/{identity.run_id}")
-    return (int(run.handle.lastHistoryStep) + 1, run.state) if run is not None else (0, "missing")
+    if run is None:
+        return 0, "missing"
+    # An upload by hand of an earlier state takes only the summary back: rows are never taken away.
+    last = min(int(run.handle.lastHistoryStep), int(run.handle.summary.get("_step", -1)))
+    return last + 1, run.state
 
 
 def rows_on_server(path: str) -> int:
