@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -362,10 +363,12 @@ def tree(pid: int) -> list[psutil.Process]:
 
 def strangers(folder: Path) -> list[psutil.Process]:
     """Processes of a site whose parent has ended: their command line names its folder."""
+    # Beside `…/1` there may be another site in `…/10`.
+    inside = re.compile(re.escape(str(folder)) + r"(/|$)")
     found = []
     for process in psutil.process_iter():
         try:
-            if any(str(folder) in word for word in process.cmdline()):
+            if any(inside.search(word) for word in process.cmdline()):
                 found += tree(process.pid)
         except psutil.Error:
             continue
