@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tracking.journal.lines import segment_path
 
+from support import wait_until
 from sync_play import ALL, HALF, Play, Trials
 from sync_site import kill, tree
 
@@ -44,6 +45,12 @@ def _damaged_beside(play: Play) -> None:
         play.check(f"-{name}" in done.stdout, f"nothing is said of the folder of {name}: {done.stdout}")
 
 
+def _removed(folder: Path) -> bool:
+    """Removes a folder, into which the daemon may be writing at this moment; whether nothing is left."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return not folder.exists()
+
+
 @TRIALS.enter("a run folder that disappears while it is pushed")
 def _disappears(play: Play) -> None:
     daemon = play.site.daemon()
@@ -52,7 +59,7 @@ def _disappears(play: Play) -> None:
     job.say("log", HALF + 1, ALL, 0.02)
     play.site.wait_rows("gone", HALF + 1)
     job.kill()
-    shutil.rmtree(play.site.root / "gone")
+    wait_until(lambda: _removed(play.site.root / "gone"), 30, "the run folder to be gone")
     other.log(HALF + 1, ALL)
     other.finish()
     play.site.wait_whole(["other"])
