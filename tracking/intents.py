@@ -120,7 +120,7 @@ def read_intent(path: Path) -> Intent:
 
 def pending_intents(run_dir: Path) -> list[Path]:
     """The intents that nobody has acknowledged, oldest first."""
-    return [path for path in _intent_files(run_dir) if not _done(path).exists()]
+    return [path for path in _intent_files(run_dir) if not acknowledgement(path).exists()]
 
 
 def acknowledge(path: Path, outcome: Mapping[str, Any]) -> None:
@@ -130,7 +130,12 @@ def acknowledge(path: Path, outcome: Mapping[str, Any]) -> None:
         path: The intent's file.
         outcome: What W&B made of it, for example its version; `dropped` and why.
     """
-    write_json(_done(path), {**outcome, "time": time.time()})
+    write_json(acknowledgement(path), {**outcome, "time": time.time()})
+
+
+def acknowledgement(path: Path) -> Path:
+    """What W&B made of an intent; the file is absent as long as the upload waits."""
+    return path.with_suffix(".done.json")
 
 
 def pinned_files(run_dir: Path) -> set[Path]:
@@ -140,7 +145,3 @@ def pinned_files(run_dir: Path) -> set[Path]:
 
 def _intent_files(run_dir: Path) -> list[Path]:
     return sorted(path for path in (run_dir / "intents").glob("*.json") if _NAME.match(path.name))
-
-
-def _done(path: Path) -> Path:
-    return path.with_suffix(".done.json")

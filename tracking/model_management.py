@@ -6,13 +6,12 @@ Weights are safetensors wherever they go; nothing here loads a pickle.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracking.errors import UserError, unknown
-from tracking.files import fsync_dir, fsync_file
+from tracking.files import beside, fsync_dir, fsync_file
 from tracking.ranks import is_main_process
 
 if TYPE_CHECKING:
@@ -250,7 +249,7 @@ def save_weights(state: Mapping[str, Any], path: Path) -> None:
             tensor = tensor.clone()
         seen.add(tensor.untyped_storage().data_ptr())
         tensors[key] = tensor
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    temporary = beside(path, "tmp")
     try:
         save_file(tensors, temporary)
         fsync_file(temporary)

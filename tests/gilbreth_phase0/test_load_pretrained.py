@@ -73,6 +73,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy that may be broken, and a store of the test's own."""
     monkeypatch.setenv("GILBRETH_STORE", str(tmp_path / "models"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
     return Path(shutil.copytree(made, tmp_path / "bundle"))
 
 

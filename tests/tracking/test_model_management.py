@@ -74,8 +74,10 @@ class TestPolicies:
         assert [type(made[key]) for key in ("success_rate", "avg_reward", "step")] == [float, float, int]
 
     def test_what_is_nowhere(self) -> None:
-        with pytest.raises(UserError, match=r"vla-lego/act-left:latest is not in the model store .*WANDB_MODE is off"):
+        with pytest.raises(UserError, match=r"WANDB_MODE is offline\n  next: .* pull vla-lego/act-left:latest"):
             download_checkpoint_from_wandb("act-left")
+        with pytest.raises(UserError, match="act-left:v3 is a number of the store, so W&B is not asked for it"):
+            download_checkpoint_from_wandb("act-left:v3")
 
 
 class TestWeights:
