@@ -228,7 +228,7 @@ def best(
             )
         judgement = judge_files(evaluation, against, fresh, metric=metric, rule=rule)
         if judgement.better and not dry_run:
-            move_aliases(where, found.name, {"best": found.version.number})
+            move_aliases(where, found.name, {"best": found.version.number}, expected={"best": now})
     print(f"{found} is {'the best' if judgement.better else 'not the best'}: {judgement.reason}")
     if judgement.confirm:
         print("to confirm it, evaluate both on fresh seeds and give --fresh ITS_FILE THE_BEST_ONES_FILE")
@@ -280,7 +280,9 @@ def prune(
         if remote:
             from tracking.models.remote import RemoteRules
 
-            _prune_remote(names or [], RemoteRules(keep, grace * 3600, not steps, not used), project, dry_run)
+            _prune_remote(
+                _open(store), names or [], RemoteRules(keep, grace * 3600, not steps, not used), project, dry_run
+            )
             return
         from tracking.store.prune import Rules
         from tracking.store.prune import prune as prune_store
@@ -324,11 +326,13 @@ def _keep_last(given: int | None, config: Path | None) -> int:
     return found
 
 
-def _prune_remote(names: list[str], rules: RemoteRules, project: str | None, dry_run: bool) -> None:
-    from tracking.models.remote import choose, delete
+def _prune_remote(store: Store, names: list[str], rules: RemoteRules, project: str | None, dry_run: bool) -> None:
+    from tracking.models.remote import choose, remove
     from tracking.store.publish import default_target
+    from tracking.store.push import adopt
     from tracking.words import many
 
+    adopt(store)  # what is not known to be on W&B could not be recorded as deleted
     versions = choose(project or default_target(), names, rules)
     doomed = [version for version in versions if version.held is None]
     for version in versions:
@@ -336,7 +340,7 @@ def _prune_remote(names: list[str], rules: RemoteRules, project: str | None, dry
     if dry_run:
         print(f"{many(len(doomed), 'version')} would go")
         return
-    failed = {version.name: why for version in doomed if (why := delete(version, rules)) is not None}
+    failed = {version.name: why for version in doomed if (why := remove(store, version, rules)) is not None}
     print(f"{many(len(doomed) - len(failed), 'version')} deleted")
     if failed:
         raise UserError("\n  ".join(["W&B kept:", *(f"{name}: {why}" for name, why in failed.items())]))
