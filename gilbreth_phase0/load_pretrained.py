@@ -204,8 +204,11 @@ def _check_weights(bundle: Path, *, strict: bool) -> None:
     except Exception as error:  # LeRobot's parser raises what it likes
         raise UserError(f"{bundle / 'config.json'} is no LeRobot configuration: {error}") from error
     config.device = "cpu"
-    with torch.random.fork_rng(devices=[]):
-        model = get_policy_class(config.type)(config)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = get_policy_class(config.type)(config)
+    except ValueError as error:
+        raise UserError(f"{bundle / 'config.json'} describes no policy that LeRobot can make: {error}") from error
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     other = [f"{name} has shape {there[name]}, expected {shape}" for name, shape in expected.items()
              if name in there and there[name] != shape]  # fmt: skip

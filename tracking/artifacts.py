@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tracking.errors import UserError
 from tracking.files import write_atomic
 from tracking.intents import Intent, put_intent
 from tracking.names import slug
@@ -116,7 +117,8 @@ def download_checkpoint_from_wandb(artifact_identifier: str, download_dir: Path 
         The folder with its files.
 
     Raises:
-        UserError: There is no such policy, W&B cannot be asked, or it holds what is not loaded from other people.
+        UserError: There is no such policy, W&B cannot be asked, it holds what is not loaded from other people, or
+            `download_dir` is a file.
     """
     from tracking.store import open_store, resolve
 
@@ -126,6 +128,12 @@ def download_checkpoint_from_wandb(artifact_identifier: str, download_dir: Path 
     if download_dir is None:
         return found.path
     target = Path(download_dir)
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file; expected a folder to copy {found} into\n  next: name a folder")
+    if found.path.is_file():
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(found.path, target / found.path.name)
+        return target
     shutil.copytree(found.path, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
     return target
 

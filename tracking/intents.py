@@ -42,6 +42,7 @@ class Intent:
             files that are never written again.
         consolidate: The folder of a DeepSpeed checkpoint, relative to the run folder or absolute: its consolidated
             weights are uploaded in the place of the files, which are its shards.
+        description: Free text.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Intent:
     created: float = field(default_factory=time.time)
     stamps: Mapping[str, list[int]] = field(default_factory=dict)
     consolidate: str | None = None
+    description: str | None = None
 
 
 def put_intent(run_dir: Path, intent: Intent) -> Path:

@@ -377,7 +377,8 @@ class TestOlderInterface:
     def test_download_and_list(
         self, wandb_server: WandbServer, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
     ) -> None:
-        publish(store, save_bundle(tmp_path / "b", 3.0), "act-lift", "best", {"success_rate": 0.9}, target="lab/p")
+        bundle = save_bundle(tmp_path / "b", 3.0)
+        publish(store, bundle, "act-lift", "best", {"success_rate": 0.9}, target="lab/p", description="d")
         push(store, lambda _: None)
         monkeypatch.chdir(tmp_path / "home")
         monkeypatch.setenv("WANDB_PROJECT", "p")
@@ -391,7 +392,7 @@ class TestOlderInterface:
         (copied / "model.safetensors").write_bytes(b"")
         (listed,) = list_checkpoints_from_wandb()
         assert (listed["name"], listed["version"], listed["metadata"]["success_rate"]) == ("act-lift:v0", "v0", 0.9)
-        assert sorted(listed["aliases"]) == ["best", "latest"]
+        assert (sorted(listed["aliases"]), listed["description"]) == (["best", "latest"], "d")
         monkeypatch.setenv("WANDB_MODE", "offline")
         monkeypatch.setenv("GILBRETH_STORE", str(store.root))
         (listed,) = list_checkpoints_from_wandb()

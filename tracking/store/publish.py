@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from tracking.values import plain
 POLICY = "policy"
 _CALLER = "publish"
 _PROJECT = "vla-lego"
+_TARGET = re.compile(r"[^/:\s]+(/[^/:\s]+)?")
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ def put_upload(store: Store, name: str, version: Version, aliases: Sequence[str]
         version.type,
         {file: str(at.relative_to(root) if at.is_relative_to(root) else at) for file, at in files.items()},
         aliases=tuple(alias for alias in aliases if alias != LATEST),
+        description=version.description,
         metadata={
             **version.metadata,
             "run_id": version.run["id"] if version.run else None,
@@ -233,7 +236,21 @@ def want(store: Store, name: str, number: int, target: str) -> None:
 
 def _target(run: Mapping[str, Any] | None, given: str | None) -> str:
     """The W&B project of a version: its run's, where a run made it."""
-    return f"{run['entity'] or ''}/{run['project']}".lstrip("/") if run else given or default_target()
+    return f"{run['entity'] or ''}/{run['project']}".lstrip("/") if run else check_target(given or default_target())
+
+
+def check_target(target: str) -> str:
+    """Refuses what names no W&B project.
+
+    Raises:
+        UserError: It is neither `entity/project` nor `project`.
+    """
+    if _TARGET.fullmatch(target) is None:
+        raise UserError(
+            f"{target!r} is no W&B project: expected ENTITY/PROJECT or PROJECT\n"
+            "  next: mend --project, or WANDB_ENTITY and WANDB_PROJECT"
+        )
+    return target
 
 
 def default_target(environ: Mapping[str, str] = os.environ) -> str:

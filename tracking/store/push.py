@@ -12,7 +12,7 @@ from tracking.errors import UserError
 from tracking.intents import acknowledgement, pending_intents, read_intent
 from tracking.names import slug
 from tracking.store import pending
-from tracking.store.publish import default_target, put_upload, want
+from tracking.store.publish import check_target, default_target, put_upload, want
 from tracking.store.reference import Reference
 from tracking.store.remote import artifact_of, full_project, record_artifact, wandb_api
 from tracking.store.resolve import Resolved, find
@@ -109,13 +109,13 @@ def want_upload(store: Store, found: Resolved, target: str) -> None:
         target: The W&B project, as `entity/project` or `project`.
 
     Raises:
-        UserError: It is no version of the store.
+        UserError: It is no version of the store, or the project is none.
     """
     if found.name is None or found.version is None:
         raise UserError(f"{found} is no version of the store\n  next: python -m tracking.models publish {found} NAME")
     adopt(store)
     number = found.version.number
-    want(store, found.name, number, target)
+    want(store, found.name, number, check_target(target))
     state = store.state(found.name)
     path = put_upload(store, found.name, state.versions[number], state.aliases_of(number))
     there = [place for place, project in state.projects.items() if number in project.artifacts]

@@ -12,7 +12,7 @@ from tracking.errors import UserError, unknown
 from tracking.store.log import Record
 from tracking.store.reference import Old, Reference, old_form, parse
 from tracking.store.root import Absent, Store
-from tracking.store.state import State, Version
+from tracking.store.state import LATEST, State, Version
 from tracking.words import when
 
 Found = TypeVar("Found")
@@ -153,6 +153,32 @@ def move_aliases(
         return {"kind": "alias", "set": changed} if changed else None
 
     store.log(name).append(make)
+
+
+def remove_aliases(store: Store, found: Resolved, aliases: Sequence[str]) -> None:
+    """Takes aliases away from a version of the store that has them.
+
+    Raises:
+        UserError: One is at another version or nowhere, or it is `latest`, which a bare name stands for.
+    """
+    assert found.name is not None and found.version is not None
+    there = store.state(found.name).aliases
+    for alias in aliases:
+        if alias not in there:
+            raise unknown(f"alias of {found.name}", alias, there)
+        at = f"{found.name}:v{there[alias]}"
+        if alias == LATEST:
+            raise UserError(
+                f"{alias!r} cannot be taken away: {found.name!r} alone stands for the version that has it, {at}\n"
+                f"  next: move it: python -m tracking.models alias {found.name}:vN {alias}"
+            )
+        if at != str(found):
+            raise UserError(
+                f"{found} does not have {alias!r}: it is at {at}\n"
+                f"  next: python -m tracking.models alias {at} {alias} --remove"
+            )
+    expected = dict.fromkeys(aliases, found.version.number)
+    move_aliases(store, found.name, dict.fromkeys(aliases), expected=expected)
 
 
 def _note(store: Store, found: Resolved, record: Record) -> None:

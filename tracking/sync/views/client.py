@@ -67,7 +67,7 @@ def log_files(run: Any, intent: Intent, files: Mapping[str, Path]) -> Any:
     """
     import wandb
 
-    artifact = wandb.Artifact(intent.name, intent.type, metadata=dict(intent.metadata))
+    artifact = wandb.Artifact(intent.name, intent.type, intent.description, metadata=dict(intent.metadata))
     for name, file in files.items():
         # Without these W&B copies every file into the home folder's cache.
         artifact.add_file(str(file), name=name, policy="immutable", skip_cache=True)
