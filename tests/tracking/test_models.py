@@ -241,7 +241,7 @@ class TestOnItsWay:
         assert home_bytes(tmp_path / "home") < 1_000_000
         out = capfd.readouterr().out
         assert "Model act-lift (2 files, 3.0 MB; final): it waits for the network." in out
-        assert f"artifacts not uploaded: {tmp_path / 'run' / 'intents'}. Where there is internet:\n  python -m" in out
+        assert f" not uploaded: {tmp_path / 'run' / 'intents'}. Where there is internet:\n  python -m" in out
 
         tracker_for(tmp_path / "run").finish()
         artifact = wandb_server.artifact(wandb_server.entity, "vla-lego", "act-lift:final")
