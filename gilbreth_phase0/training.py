@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gilbreth_phase0.attempt import claim_requeue
-from gilbreth_phase0.checkpointer import Checkpointer, Restored
+from gilbreth_phase0.checkpointer import Checkpointer, Restored, Saved
+from gilbreth_phase0.clock import StepClock
 from gilbreth_phase0.engine import Optimisation
 from gilbreth_phase0.job import Job
 from gilbreth_phase0.progress import progress
@@ -86,6 +87,7 @@ class Trainer:
         """
         total, first_step = self.optimisation.training_steps, self.saved_step
         batches = self._batches(first_step)
+        self._clock = StepClock(first_step, total, self.schedule.save_freq)
         self.job.stop.restart_clock()
         with progress("steps", total, first_step, shown=self.job.ranks.is_main) as advance:
             for step in range(first_step, total):
@@ -117,12 +119,13 @@ class Trainer:
         saved = self.checkpointer.save(step, state, self.tracker.get_run_id(), self.git_commit)
         self.saved_step = step
         self.job.stop.saved_in(saved.seconds)
-        self.job.on_main(lambda: self._prune(saved.checkpoint))
+        self.job.on_main(lambda: self._after_save(step, saved))
         self.job.stop.restart_clock()
 
-    def _prune(self, newest: Path) -> None:
+    def _after_save(self, step: int, saved: Saved) -> None:
+        self._clock.saved(step, saved.seconds).write(self.job.run_dir)
         folder = self.job.run_dir / "checkpoints"
-        checkpoints.prune(folder, self.schedule.retention, trusted=newest, say=self.job.say)
+        checkpoints.prune(folder, self.schedule.retention, trusted=saved.checkpoint, say=self.job.say)
 
     def _step(self, step: int, batches: Iterator[Any]) -> torch.Tensor:
         """Does one optimizer step and returns its loss on all samples of the step, on the device."""

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.config import Config
 from launch.spec import JobSpec
 from tracking.errors import UserError
-from tracking.store import Resolved, Store, resolve
-from tracking.store.lineage import job_pin
-from tracking.store.reference import Reference, parse
-from tracking.store.resolve import pin, unpin
-from tracking.store.root import VARIABLE
+from tracking.store.root import VARIABLE, Store
+
+if TYPE_CHECKING:
+    from tracking.store import Resolved
 
 # A job may wait in the queue for long; once it has begun, it is a user of the model and lets go of the pin.
 _PIN_S = 30 * 24 * 3600.0
@@ -25,50 +24,6 @@ def store_of(spec: JobSpec) -> Store | None:
     """The model store of a job; None for a stage that neither makes nor loads models."""
     folder = spec.environment.get(VARIABLE)
     return Store(Path(folder)) if folder is not None else None
-
-
-def store_faults(spec: JobSpec) -> Iterator[str]:
-    """Yields what would keep the job from using the store, one line each."""
-    store = store_of(spec)
-    if store is None:
-        return
-    folder = store.root
-    for local in spec.cluster.node_local:
-        if folder.is_relative_to(local):
-            yield f"cluster.store_root {str(folder)!r} is below {local}, which other nodes do not see; choose another"
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        yield f"cluster.store_root {str(folder)!r} cannot be written ({existing}); choose another folder"
-    elif others := store.strangers():
-        yield (
-            f"cluster.store_root {str(folder)!r} is no model store: it holds {', '.join(others[:3])}; "
-            "choose another: --set cluster.store_root=FOLDER"
-        )
-
-
-def model_faults(config: Config, spec: JobSpec) -> Iterator[str]:
-    """Yields why the model that a stage asks for cannot be loaded; of W&B's only the submission itself can say."""
-    argument = config.stage.inputs.bundle
-    if argument is None:
-        return
-    key, given = f"{spec.stage}.{argument}", config.arguments[argument]
-    if given is None:
-        yield f"{key} is not set: --set {key}=runs/NAME/bundle, or a model by name: --set {key}=act-lift:best"
-        return
-    if (folder := _folder(given, spec.root)) is not None:
-        if not (folder / "config.json").is_file():
-            yield f"{key}={given!r}: {folder} has no config.json, so no policy; a bc run leaves one in runs/NAME/bundle"
-        return
-    try:
-        wanted = parse(given)
-        if isinstance(wanted, Reference) and wanted.project is not None:
-            return
-        _find(given, spec, pull=False)
-    except UserError as error:
-        yield (
-            f"{key}={given!r}: {spec.root / given} has no config.json, so no policy, and no model is found by that "
-            f"name: {str(error).splitlines()[0]}"
-        )
 
 
 @contextmanager
@@ -88,10 +43,15 @@ def held_model(config: Config, spec: JobSpec) -> Iterator[JobSpec]:
     if store is not None:
         store.make()  # now, so that whoever pushes it can be told its folder before a job publishes
     given = config.arguments[argument] if argument is not None else None
-    if argument is None or store is None or given is None or _folder(given, spec.root) is not None:
+    is_promised = given in spec.promised
+    if argument is None or store is None or given is None or is_promised or folder_of(given, spec.root) is not None:
         yield spec
         return
-    found = _find(given, spec, pull=True)
+    # What can ask W&B takes long to import, and most jobs name no model.
+    from tracking.store.lineage import job_pin
+    from tracking.store.resolve import pin, unpin
+
+    found = find_policy(given, spec, pull=True)
     pin(store, found, job_pin(spec.name), _PIN_S)
     print(f"model {given} is {found} in {store.root}{f' ({found.note})' if found.note else ''}", flush=True)
     flag = f"--{argument.replace('_', '-')}="
@@ -103,14 +63,26 @@ def held_model(config: Config, spec: JobSpec) -> Iterator[JobSpec]:
         raise
 
 
-def _folder(given: str, root: Path) -> Path | None:
-    """The folder that is asked for; None for a name."""
+def folder_of(given: str, root: Path) -> Path | None:
+    """The folder that is asked for as a policy; None for a name."""
     folder = root / Path(given).expanduser()
     is_path = given.startswith(("/", ".", "~")) or ("/" in given and (root / Path(given).parts[0]).exists())
     return folder if is_path or (folder / "config.json").is_file() else None
 
 
-def _find(given: str, spec: JobSpec, *, pull: bool) -> Resolved:
+def find_policy(given: str, spec: JobSpec, *, pull: bool) -> Resolved:
+    """Finds a policy by name.
+
+    Args:
+        given: A model's name.
+        spec: A job that has a model store.
+        pull: Whether W&B may be asked for it.
+
+    Raises:
+        UserError: There is none, or it is no policy.
+    """
+    from tracking.store.resolve import resolve
+
     store = store_of(spec)
     assert store is not None
     found = resolve(given, store, pull=pull)

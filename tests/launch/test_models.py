@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.checks import findings
 from launch.config import Config, resolve
 from launch.models import held_model, store_of
+from launch.preflight import findings
 from launch.spec import JobSpec, make_spec
 from tracking.errors import UserError
 from tracking.store import Store, publish
@@ -36,7 +36,7 @@ def evaluation(root: Path, policy: str, *settings: str) -> tuple[Config, JobSpec
 
 def faults(root: Path, policy: str, *settings: str) -> list[str]:
     config, spec = evaluation(root, policy, "cluster.node_local=[]", *settings)
-    return list(findings(config, spec))
+    return [f"{one.what}; {one.fix}" for one in findings(config, spec) if one.level == "error"]
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_store_that_cannot_be_used_is_refused(store: Store, tmp_path: Path) ->
     (fault, *_) = faults(tmp_path, "act-lift", f"cluster.store_root={tmp_path}/b/config.json/models")
     assert f"models' cannot be written ({tmp_path}/b/config.json)" in fault
     config, spec = evaluation(tmp_path, "act-lift", "cluster.store_root=/dev/shm/m", "cluster.node_local=[/dev/shm]")
-    assert any("is below /dev/shm, which other nodes do not see" in fault for fault in findings(config, spec))
+    assert any("is below /dev/shm, which every node has for itself" in one.what for one in findings(config, spec))
 
 
 @pytest.mark.parametrize(
