@@ -264,8 +264,7 @@ def _by_hand(play: Play) -> None:
     play.site.wait_rows("run", ALL)
     job.finish()
     sync()
-    # What an upload by hand has put back is seen when the daemon asks the server again.
-    play.site.wait_whole(timeout=LOST_S)
+    play.site.wait_whole()
     play.site.stop(daemon)
     play.once()
     play.check(sync() == [], "an offline folder is still where `wandb sync` finds it")
