@@ -84,6 +84,8 @@ class Setting:
         """The environment of every process."""
         given = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SUBMITIT_"))}
         own = {"OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+        # `bc` publishes its model at the end.
+        own["GILBRETH_STORE"] = str(self.folder / "models")
         autocast = {"ACCELERATE_MIXED_PRECISION": "bf16"} if self.device == "cuda" else {}
         return {**given, **own, **autocast}
 

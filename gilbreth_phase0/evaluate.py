@@ -210,7 +210,7 @@ def main(arguments: Arguments) -> None:
 
 
 def find_policy(given: str) -> Resolved:
-    """Finds a policy by name in the model store, or as a folder.
+    """Finds a policy by name, in the model store or on W&B, or as a folder.
 
     Raises:
         UserError: There is none.
@@ -245,10 +245,7 @@ def begin_run(arguments: Arguments, found: Resolved) -> ExperimentTracker:
         enabled=run_dir is not None,
     )
     if tracker.is_active() and run_dir is not None:
-        try:
-            record_use(open_store(), found, run_dir)
-        except OSError as error:  # a store of others, which is only read here
-            print(f"warning: the use of {found} is not recorded: {error}", flush=True)
+        record_use(open_store(), found, run_dir)
     return tracker
 
 

@@ -8,6 +8,7 @@ Each function that loads returns `(policy, preprocessor, postprocessor)`; on eve
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +38,8 @@ def load_policy_from_checkpoint(
     """Loads a policy bundle.
 
     Args:
-        checkpoint_path: The bundle's folder, the folder of the `bc` run that made it, or a name in the model store
-            (`act-lift:best`).
+        checkpoint_path: The bundle's folder, the folder of the `bc` run that made it, or a name (`act-lift:best`):
+            what the model store does not have is taken from W&B.
         device: `cpu`, `cuda` or `cuda:N`.
         strict: Refuse weights that do not fill the whole model, or hold more than it; without it that is said.
         features: Shapes of what will be given to the policy, by LeRobot's names (`observation.state`); checked.
@@ -53,8 +54,10 @@ def load_policy_from_checkpoint(
     from tracking.store import open_store, resolve
 
     check_device(device)
-    path = resolve(checkpoint_path, open_store()).path
-    policy = _load(path, device, strict=strict)
+    found = resolve(checkpoint_path, open_store())
+    if found.note:
+        print(f"note: {found.note}", file=sys.stderr)
+    policy = _load(found.path, device, strict=strict)
     if features is not None:
         check_features(policy, features)
     return policy.model, policy.preprocessor, policy.postprocessor
@@ -201,8 +204,11 @@ def _check_weights(bundle: Path, *, strict: bool) -> None:
     except Exception as error:  # LeRobot's parser raises what it likes
         raise UserError(f"{bundle / 'config.json'} is no LeRobot configuration: {error}") from error
     config.device = "cpu"
-    with torch.random.fork_rng(devices=[]):
-        model = get_policy_class(config.type)(config)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = get_policy_class(config.type)(config)
+    except ValueError as error:
+        raise UserError(f"{bundle / 'config.json'} describes no policy that LeRobot can make: {error}") from error
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     other = [f"{name} has shape {there[name]}, expected {shape}" for name, shape in expected.items()
              if name in there and there[name] != shape]  # fmt: skip

@@ -146,8 +146,22 @@ def _needed_files(bundle: Path) -> Iterator[str]:
     for processor in ("policy_preprocessor.json", "policy_postprocessor.json"):
         yield processor
         # The names of these files hold the step's number, which differs between policies.
-        steps = json.loads((bundle / processor).read_text())["steps"]
-        yield from (step["state_file"] for step in steps if "state_file" in step)
+        yield from (step["state_file"] for step in _steps(bundle / processor) if "state_file" in step)
+
+
+def _steps(processor: Path) -> list[dict[str, Any]]:
+    """The steps of a processor; of those that LeRobot does not know by name it would import and call any class."""
+    try:
+        steps: list[dict[str, Any]] = json.loads(processor.read_text())["steps"]
+        foreign = [str(step["class"]) for step in steps if "registry_name" not in step]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{processor} is no processor of LeRobot: {error!r}\n  next: copy the bundle again") from error
+    if foreign:
+        raise UserError(
+            f"{processor} names the class {foreign[0]!r}, which is none of LeRobot's registered steps: whoever loads it"
+            " runs what its maker put in. Nothing of it was run\n  next: take another bundle, or register the step"
+        )
+    return steps
 
 
 def load_bundle(bundle: Path, device: str = "cpu", *, strict: bool = True) -> Policy:
@@ -159,7 +173,7 @@ def load_bundle(bundle: Path, device: str = "cpu", *, strict: bool = True) -> Po
         strict: Refuse weights that are not exactly the model's.
 
     Raises:
-        UserError: The folder is not a bundle; the message names what is missing.
+        UserError: The folder is not a bundle, or names code to run; the message names the file.
     """
     for name in _needed_files(bundle):
         if not (bundle / name).is_file():

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from gilbreth_phase0.arguments import StageArguments, command
-from gilbreth_phase0.datasets import open_dataset, open_metadata, read_environment, require_dataset
+from gilbreth_phase0.datasets import open_dataset, open_metadata, require_dataset
+from gilbreth_phase0.gating import Gating, check_rules, check_seeds
 from gilbreth_phase0.job import Job
 from gilbreth_phase0.ranks import Ranks
 from gilbreth_phase0.sampling import BatchPlan, micro_batch_size
 from gilbreth_phase0.stop import Stop
 from tracking.errors import UserError
+from tracking.gate import BestRule, ModelManagement, read_rules
+from tracking.gate.rules import SECTION
 
 if TYPE_CHECKING:
     from gilbreth_phase0.checkpointer import Restored
     from gilbreth_phase0.policies import Policy
     from gilbreth_phase0.training import Trainer
     from tracking import ExperimentTracker
-
-BUNDLE = "bundle"
-"""The folder in a run folder that the trained policy ends up in."""
 
 
 class Arguments(StageArguments):
@@ -53,8 +53,13 @@ class Arguments(StageArguments):
     save_freq: int = Field(500, ge=1, description="steps between checkpoints")
     keep_last_n: int = Field(2, ge=1, description="newest checkpoints that stay")
     keep_every: int = Field(0, ge=0, description="checkpoints of every so many steps stay too; 0 for none")
-    eval_episodes: int = Field(20, ge=0, description="episodes of the evaluation at the end; 0 for none")
+    eval_episodes: int = Field(20, ge=0, description="episodes of an evaluation; 0 for none")
     eval_seed: int = Field(100_000, ge=0, description="seed of the first of them; demonstrations use low seeds")
+    eval_freq: int = Field(0, ge=0, description="steps between evaluations, each behind a save; 0 for the last alone")
+    best_rule: BestRule = Field("paired", description="paired: better beyond chance; naive: greater on average")
+    model_management: Path | None = Field(
+        None, description="YAML file whose section model_management says what is uploaded; RUN/config.yaml without it"
+    )
     wandb_project: str = Field("vla-lego", description="W&B project")
 
 
@@ -66,10 +71,14 @@ def train(arguments: Arguments) -> None:
     check(arguments)
     job = Job.start(arguments.run_dir, arguments.device)
     policy, trainer = build(arguments, job)
-    outcome = trainer.run()
+    gating = make_gating(arguments, policy, trainer)
+    outcome = trainer.run(gating.consider)
     if outcome is Stop.NO:
-        outcome = finish(arguments, policy, trainer)
-    if outcome is not Stop.NO:
+        # Each part of it can be repeated: a job that is ended in here goes on from the last checkpoint.
+        outcome = gating.consider(arguments.training_steps)
+    if outcome is Stop.NO:
+        trainer.complete()
+    else:
         trainer.hand_on(outcome)
 
 
@@ -87,6 +96,9 @@ def check(arguments: Arguments) -> None:
         )
     micro_batch_size(arguments.batch_size, Ranks.from_environment().world_size, arguments.gradient_accumulation)
     require_dataset(arguments.root / arguments.repo_ids)
+    if arguments.eval_freq and not arguments.eval_episodes:
+        raise UserError(f"--eval-freq {arguments.eval_freq}: there is nothing to evaluate with --eval-episodes 0")
+    check_seeds(arguments.run_dir, read_management(arguments), selection_seeds(arguments))
 
 
 def policy_settings(arguments: Arguments) -> dict[str, Any]:
@@ -153,15 +165,14 @@ def build(arguments: Arguments, job: Job) -> tuple[Policy, Trainer]:
     wrapped = engine.initialise(policy.model, optimisation, job)
     checkpointer = Checkpointer(wrapped, job)
     restored = checkpointer.restore()
+    retention = Retention(arguments.keep_last_n, arguments.keep_every)
     trainer = Trainer(
         engine=wrapped,
         preprocessor=policy.preprocessor,
         dataset=dataset,
         plan=plan,
         optimisation=optimisation,
-        schedule=Schedule(
-            arguments.log_interval, arguments.save_freq, Retention(arguments.keep_last_n, arguments.keep_every)
-        ),
+        schedule=Schedule(arguments.log_interval, arguments.save_freq, retention, arguments.eval_freq),
         checkpointer=checkpointer,
         job=job,
         tracker=make_tracker(arguments, job, restored),
@@ -177,6 +188,7 @@ def make_tracker(arguments: Arguments, job: Job, restored: Restored) -> Experime
     from tracking import ExperimentTracker
 
     config = read_config(arguments.run_dir) or json.loads(arguments.model_dump_json())
+    config |= {SECTION: read_management(arguments).model_dump(mode="json")}
     return ExperimentTracker(
         project=arguments.wandb_project,
         config=config,
@@ -203,81 +215,39 @@ def read_config(run_dir: Path) -> dict[str, Any] | None:
     return yaml.safe_load(path.read_text()) if path.is_file() else None
 
 
-def finish(arguments: Arguments, policy: Policy, trainer: Trainer) -> Stop:
-    """After the last step: the bundle, then the evaluation, the bundle's name, and the done record.
+def read_management(arguments: Arguments) -> ModelManagement:
+    """What is uploaded and when, by the file that was given or by what `launch.submit` saved with the run.
 
-    Each part can be repeated, so that a job that is ended here goes on from the last checkpoint.
-
-    Returns:
-        `Stop.NO` when the run is complete, else why the ranks stopped before.
+    Raises:
+        UserError: It is not of this form, or is about what no evaluation measures.
     """
-    trainer.job.on_main(lambda: make_bundle(arguments, policy, trainer))
-    stop = evaluate(arguments, trainer) if arguments.eval_episodes else Stop.NO
-    if stop is Stop.NO:
-        trainer.job.on_main(lambda: publish(arguments, trainer))
-        trainer.complete()
-    return stop
+    source = arguments.model_management or read_config(arguments.run_dir) or {}
+    rules = read_rules(source)
+    check_rules(rules)
+    return rules
 
 
-def make_bundle(arguments: Arguments, policy: Policy, trainer: Trainer) -> None:
-    """Makes the policy bundle of the newest checkpoint, on rank 0."""
-    from gilbreth_phase0.policies import save_bundle
-    from tracking.consolidate import consolidated_weights
-
-    trainer.job.check_ownership()
-    environment = read_environment(arguments.root / arguments.repo_ids)
-    weights = consolidated_weights(trainer.newest_checkpoint())
-    save_bundle(policy, weights, environment, arguments.run_dir / BUNDLE)
-    trainer.job.say(f"policy bundle: {arguments.run_dir / BUNDLE}")
+def selection_seeds(arguments: Arguments) -> range:
+    """The seeds that select a policy."""
+    return range(arguments.eval_seed, arguments.eval_seed + arguments.eval_episodes)
 
 
-def publish(arguments: Arguments, trainer: Trainer) -> None:
-    """Gives the bundle its name in the model store, on rank 0; the run is complete without that, too."""
-    from gilbreth_phase0.publishing import publish_bundle
-
-    trainer.job.check_ownership()
-    bundle, dataset = arguments.run_dir / BUNDLE, arguments.root / arguments.repo_ids
-    try:
-        published, why = publish_bundle(arguments.run_dir, bundle, arguments.policy, dataset, arguments.training_steps)
-    except (UserError, OSError) as error:
-        trainer.job.say(
-            f"warning: the policy is not in the model store: {error}\n"
-            f"  next: python -m tracking.models publish {bundle} {arguments.policy}-{dataset.name} --alias final"
-        )
-        return
-    names = ", ".join(published.version.aliases)
-    trainer.job.say(f"model {published} ({names}) in {published.folder}; best: {why}")
-
-
-def evaluate(arguments: Arguments, trainer: Trainer) -> Stop:
-    """Evaluates the bundle on fresh seeds, shared out over the ranks; rank 0 logs the result at the last step.
-
-    Returns:
-        Why the ranks stopped before the end, or `Stop.NO`.
-    """
-    from gilbreth_phase0.evaluate import TRAINED, evaluate_policy, summary, write_evaluation
-    from gilbreth_phase0.policies import load_bundle
-    from gilbreth_phase0.progress import progress
-
-    job, ranks, bundle = trainer.job, trainer.job.ranks, arguments.run_dir / BUNDLE
-    seeds = range(arguments.eval_seed, arguments.eval_seed + arguments.eval_episodes)
-    own = evaluate_policy(load_bundle(bundle), read_environment(bundle), seeds[ranks.rank :: ranks.world_size])
-    episodes = []
-    rounds = -(-len(seeds) // ranks.world_size)
-    with progress("evaluation rounds", rounds, shown=ranks.is_main) as advance:
-        for _ in range(rounds):  # as many on every rank, or the ranks would not agree on a stop
-            episodes += [episode for episode in [next(own, None)] if episode is not None]
-            advance(f"rank 0: {sum(episode.success for episode in episodes)}/{len(episodes)} succeeded")
-            stop = job.stop.at_boundary()
-            if stop is not Stop.NO:
-                return stop
-    shares = job.gathered(episodes)
-    if ranks.is_main:
-        result = summary(episode for share in shares for episode in share)
-        write_evaluation(arguments.run_dir, {TRAINED: result})
-        trainer.tracker.log_metrics(result.metrics(), step=arguments.training_steps)
-        job.say(f"evaluation on seeds {seeds[0]} to {seeds[-1]}: {result}")
-    return Stop.NO
+def make_gating(arguments: Arguments, policy: Policy, trainer: Trainer) -> Gating:
+    """Makes what evaluates checkpoints and decides about them."""
+    dataset = arguments.root / arguments.repo_ids
+    meta = open_metadata(dataset, arguments.repo_ids)
+    return Gating(
+        policy=policy,
+        policy_type=arguments.policy,
+        dataset=dataset,
+        facts={"dataset_episodes": meta.total_episodes, "dataset_frames": meta.total_frames},
+        seeds=selection_seeds(arguments),
+        rules=read_management(arguments),
+        best_rule=arguments.best_rule,
+        last_step=arguments.training_steps,
+        job=trainer.job,
+        tracker=trainer.tracker,
+    )
 
 
 app = command(Arguments, train)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,11 +33,17 @@ class Schedule:
         log_interval: Steps between logged rows.
         save_freq: Steps between checkpoints; the last step is saved in any case.
         retention: Checkpoints that stay.
+        eval_freq: Steps between evaluations, before each of which the step is saved; 0 for none but the last.
     """
 
     log_interval: int
     save_freq: int
     retention: Retention
+    eval_freq: int = 0
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether a step before the last one is evaluated."""
+        return self.eval_freq > 0 and step > 0 and step % self.eval_freq == 0
 
 
 @dataclass
@@ -78,13 +84,21 @@ class Trainer:
         if self.restored.samples is not None:
             self.plan = self.plan.going_on(self.restored.step, self.restored.samples)
 
-    def run(self) -> Stop:
+    def run(self, evaluate: Callable[[int], Stop] = lambda _: Stop.NO) -> Stop:
         """Trains up to the configured number of steps and saves the last one.
+
+        Args:
+            evaluate: Called on every rank behind the saved steps that `schedule` evaluates, the last one apart; also
+                at the step that is resumed, where an attempt may have been killed in it.
 
         Returns:
             `Stop.NO` when all steps are done, else why the ranks stopped; the step is saved in both cases.
         """
         total, first_step = self.optimisation.training_steps, self.saved_step
+        if first_step < total and self.schedule.is_evaluated(first_step):
+            stop = evaluate(first_step)
+            if stop is not Stop.NO:
+                return stop
         batches = self._batches(first_step)
         self.job.stop.restart_clock()
         with progress("steps", total, first_step, shown=self.job.ranks.is_main) as advance:
@@ -96,8 +110,12 @@ class Trainer:
                 advance(f"ZeRO stage {self.optimisation.zero_stage}")
                 stop = self.job.stop.at_boundary()
                 last = done == total
-                if stop is not Stop.NO or last or done % self.schedule.save_freq == 0:
+                is_evaluated = not last and self.schedule.is_evaluated(done)
+                if stop is not Stop.NO or last or is_evaluated or done % self.schedule.save_freq == 0:
                     self.save(done)
+                if stop is Stop.NO and is_evaluated:
+                    stop = evaluate(done)
+                    self.job.stop.restart_clock()
                 if stop is not Stop.NO and not last:
                     self.job.say(f"stopping at step {done}: {stop.name.lower()}")
                     return stop
@@ -166,13 +184,6 @@ class Trainer:
             persistent_workers=False,
         )
         return iter(loader)
-
-    def newest_checkpoint(self) -> Path:
-        """The checkpoint that was saved or restored last and verifies; rank 0 asks for it after the last step."""
-        found = checkpoints.newest_whole(self.job.run_dir / "checkpoints", self.job.say)
-        if found is None:
-            raise RuntimeError(f"a step was saved, and there is no checkpoint in {self.job.run_dir}")
-        return found[0]
 
     def complete(self) -> None:
         """Closes the tracker, writes the done record and leaves the ranks: after this no attempt does anything more."""

@@ -32,7 +32,7 @@ def findings(config: Config, spec: JobSpec) -> Iterator[str]:
     yield from _limits(spec)
     yield from _folders(spec)
     yield from _inputs(config, spec)
-    yield from store_faults(spec)
+    yield from store_faults(config, spec)
     yield from model_faults(config, spec)
 
 

@@ -23,6 +23,7 @@ from pydantic import (
 
 from launch import yaml_core
 from tracking.errors import UserError, unknown
+from tracking.gate.rules import SECTION, ModelManagement, read_rules
 from tracking.names import slug
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,7 +125,8 @@ class Stage(_Section):
         objective: Second part.
         dataset: Third part.
         inputs: What must stand before the job starts.
-        models: Whether it makes or loads models, which the model store finds by name.
+        models: Whether it publishes models into the model store, or only loads them, for which a store that may only be
+            read will do.
     """
 
     stage: str
@@ -133,7 +135,7 @@ class Stage(_Section):
     objective: str
     dataset: str
     inputs: Inputs = Inputs()
-    models: bool = False
+    models: Literal["publishes", "loads"] | None = None
 
 
 class Cluster(_Section):
@@ -204,6 +206,8 @@ class Config(BaseModel):
     resources: Resources
     tracking: Tracking
     arguments: dict[str, Any]
+    model_management: dict[str, Any] | None = None
+    """Where the stage's YAML has this section: what of its models is uploaded (`tracking.gate`)."""
 
     @property
     def name_parts(self) -> dict[str, str]:
@@ -222,6 +226,8 @@ class Config(BaseModel):
         value["cluster"] = self.cluster.model_dump(mode="json")
         value["resources"] = self.resources.model_dump()
         value["tracking"] = self.tracking.model_dump()
+        if self.model_management is not None:
+            value[SECTION] = self.model_management
         value[self.stage.stage] = self.arguments
         return yaml_core.dump(value)
 
@@ -257,16 +263,19 @@ def resolve(stage: str, cluster: str, settings: Sequence[str]) -> Config:
     stage_path, cluster_path = _choose("stage", stage, stages()), _choose("cluster", cluster, clusters())
     stage_tree, cluster_tree = yaml_core.load(stage_path), yaml_core.load(cluster_path)
     defaults = _mapping(stage_tree.pop(stage, None), stage, stage_path)
+    management = _mapping(stage_tree.pop(SECTION), SECTION, stage_path) if SECTION in stage_tree else None
     tree: dict[str, Any] = {
         "name": None,
         "cluster": {**cluster_tree, "name": cluster},
         "resources": {},
         "tracking": _mapping(stage_tree.pop("tracking", {}), "tracking", stage_path),
         stage: {},
+        SECTION: management,
     }
     resources = _mapping(stage_tree.pop("resources", None), "resources", stage_path)
     for setting in settings:
         _apply(setting, tree, defaults, stage)
+    read_rules({SECTION: tree[SECTION]})  # refuses what the job would refuse
     profile = validate(Cluster, tree["cluster"], "cluster", cluster_path)
     tree["resources"] = {**resources, **profile.resources, **tree["resources"]}
     return Config(
@@ -276,6 +285,7 @@ def resolve(stage: str, cluster: str, settings: Sequence[str]) -> Config:
         resources=validate(Resources, tree["resources"], "resources", stage_path),
         tracking=validate(Tracking, tree["tracking"], "tracking", stage_path),
         arguments=_arguments(defaults, profile, tree[stage], stage),
+        model_management=tree[SECTION],
     )
 
 
@@ -296,13 +306,16 @@ def _apply(setting: str, tree: dict[str, Any], defaults: Mapping[str, Any], stag
     if not separator or not key:
         raise UserError(f"--set {setting!r}: expected key=value, as in --set resources.nodes=2")
     section, *inner = key.split(".")
-    models: dict[str, type[_Section]] = {"cluster": Cluster, "resources": Resources, "tracking": Tracking}
+    models: dict[str, type[BaseModel]] = {"cluster": Cluster, "resources": Resources, "tracking": Tracking}
+    if tree[SECTION] is not None:
+        models[SECTION] = ModelManagement
     valid = {"name"} | {f"{stage}.{name}" for name in defaults}
     valid |= {f"{name}.{field}" for name, model in models.items() for field in model.model_fields}
     # Tables are set entry by entry.
     nested = len(inner) == 2 and (
         (section == "cluster" and inner[0] in ("environment", "resources", "arguments", "qos_limits"))
         or (section == stage and isinstance(defaults.get(inner[0]), dict))
+        or key.startswith(f"{SECTION}.upload_conditions.")
     )
     if ".".join([section, *inner[:1]]) not in valid or (len(inner) > 1 and not nested) or key == "cluster.name":
         raise unknown("key", key, valid - {"cluster.name"})

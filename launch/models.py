@@ -13,8 +13,9 @@ from launch.spec import JobSpec
 from tracking.errors import UserError
 from tracking.store import Resolved, Store, resolve
 from tracking.store.lineage import job_pin
+from tracking.store.publish import default_target
 from tracking.store.reference import Reference, parse
-from tracking.store.resolve import pin, unpin
+from tracking.store.resolve import check, pin, unpin
 from tracking.store.root import VARIABLE
 
 # A job may wait in the queue for long; once it has begun, it is a user of the model and lets go of the pin.
@@ -27,7 +28,7 @@ def store_of(spec: JobSpec) -> Store | None:
     return Store(Path(folder)) if folder is not None else None
 
 
-def store_faults(spec: JobSpec) -> Iterator[str]:
+def store_faults(config: Config, spec: JobSpec) -> Iterator[str]:
     """Yields what would keep the job from using the store, one line each."""
     store = store_of(spec)
     if store is None:
@@ -36,6 +37,8 @@ def store_faults(spec: JobSpec) -> Iterator[str]:
     for local in spec.cluster.node_local:
         if folder.is_relative_to(local):
             yield f"cluster.store_root {str(folder)!r} is below {local}, which other nodes do not see; choose another"
+    if store.exists and config.stage.models == "loads":
+        return  # others' models will do: what cannot be recorded there is said, and the job runs
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         yield f"cluster.store_root {str(folder)!r} cannot be written ({existing}); choose another folder"
@@ -47,7 +50,10 @@ def store_faults(spec: JobSpec) -> Iterator[str]:
 
 
 def model_faults(config: Config, spec: JobSpec) -> Iterator[str]:
-    """Yields why the model that a stage asks for cannot be loaded; of W&B's only the submission itself can say."""
+    """Yields why the model that a stage asks for cannot be loaded.
+
+    W&B is asked for a bare name that the store does not have. Of W&B's own names only the submission can say.
+    """
     argument = config.stage.inputs.bundle
     if argument is None:
         return
@@ -61,13 +67,14 @@ def model_faults(config: Config, spec: JobSpec) -> Iterator[str]:
         return
     try:
         wanted = parse(given)
-        if isinstance(wanted, Reference) and wanted.project is not None:
-            return
-        _find(given, spec, pull=False)
+        if not isinstance(wanted, Reference):
+            _require_policy(resolve(wanted, _store(spec)))
+        elif wanted.project is None:
+            _require_policy(check(wanted, _store(spec), project=_project(spec)))
     except UserError as error:
         yield (
             f"{key}={given!r}: {spec.root / given} has no config.json, so no policy, and no model is found by that "
-            f"name: {str(error).splitlines()[0]}"
+            f"name: {'; '.join(line.strip() for line in str(error).splitlines())}"
         )
 
 
@@ -91,7 +98,8 @@ def held_model(config: Config, spec: JobSpec) -> Iterator[JobSpec]:
     if argument is None or store is None or given is None or _folder(given, spec.root) is not None:
         yield spec
         return
-    found = _find(given, spec, pull=True)
+    found = resolve(given, store, project=_project(spec))
+    _require_policy(found)
     pin(store, found, job_pin(spec.name), _PIN_S)
     print(f"model {given} is {found} in {store.root}{f' ({found.note})' if found.note else ''}", flush=True)
     flag = f"--{argument.replace('_', '-')}="
@@ -110,10 +118,17 @@ def _folder(given: str, root: Path) -> Path | None:
     return folder if is_path or (folder / "config.json").is_file() else None
 
 
-def _find(given: str, spec: JobSpec, *, pull: bool) -> Resolved:
+def _store(spec: JobSpec) -> Store:
     store = store_of(spec)
     assert store is not None
-    found = resolve(given, store, pull=pull)
-    if not (found.path / "config.json").is_file():
+    return store
+
+
+def _project(spec: JobSpec) -> str:
+    """The W&B project of the job."""
+    return default_target({**os.environ, **spec.environment})
+
+
+def _require_policy(found: Resolved | None) -> None:
+    if found is not None and not (found.path / "config.json").is_file():
         raise UserError(f"{found} is no policy: it has no config.json\n  next: python -m tracking.models show {found}")
-    return found

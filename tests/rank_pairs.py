@@ -25,7 +25,10 @@ class Ended:
 
 
 def rank_environment(rank: int = 0, world_size: int = 1, port: int | None = None) -> dict[str, str]:
-    """The variables of one rank on CPUs, with one thread, without a network and without those of a job around us."""
+    """The variables of one rank on CPUs, with one thread, without a network and without those of a job around us.
+
+    Programs find the helpers in `tests/`.
+    """
     clean = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
     ranks = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank, "MASTER_PORT": port or free_port()}
     return {
@@ -36,6 +39,7 @@ def rank_environment(rank: int = 0, world_size: int = 1, port: int | None = None
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "WANDB_MODE": "offline",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
     }
 
 

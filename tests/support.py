@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from tracking.errors import UserError
+
 Result = TypeVar("Result")
 
 
@@ -25,3 +27,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def refusal(action: Callable[[], object]) -> str:
+    """What the user is told who does this; fails the test if it is not refused."""
+    try:
+        action()
+    except UserError as error:
+        return str(error)
+    raise AssertionError("nothing was refused")

@@ -57,7 +57,9 @@ def test_launch_starts_without_anything_heavy() -> None:
         assert not set(imports(at_start_up(ast.parse(path.read_text())))) & heavy, path
 
 
-@pytest.mark.parametrize("module", ["tracking", "launch.submit", "launch.config", "launch.render"])
+@pytest.mark.parametrize(
+    "module", ["tracking", "tracking.consolidate", "launch.submit", "launch.config", "launch.render"]
+)
 def test_what_a_login_node_imports_is_light(module: str) -> None:
     script = f"import sys, {module}; print(*sorted(set(sys.modules) & {HEAVY!r}))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -63,3 +63,10 @@ def some_weights(count: int = 5) -> dict[str, torch.Tensor]:
     """Small weights of sizes that no number of ranks divides."""
     generator = torch.Generator().manual_seed(0)
     return {f"layer{n}.weight": torch.randn(3 + n, 5, generator=generator) for n in range(count)}
+
+
+def same_weights(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    """Whether the names, types and values are the same."""
+    return left.keys() == right.keys() and all(
+        left[name].dtype == right[name].dtype and torch.equal(left[name], right[name]) for name in left
+    )

@@ -11,17 +11,17 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tracking.errors import UserError
 from tracking.files import write_atomic
 from tracking.intents import Intent, put_intent
 from tracking.names import slug
 
 if TYPE_CHECKING:
-    from tracking.store import Published, Resolved, Store
+    from tracking.store import Published, Store
 
 CACHE_VARIABLE = "GILBRETH_ARTIFACT_CACHE"
 _CACHE = "~/.cache/sir_wandb_artifacts"
@@ -107,8 +107,8 @@ def download_checkpoint_from_wandb(artifact_identifier: str, download_dir: Path 
     """Finds a policy: by `name:alias` in the model store, else on W&B; fetches only what is not here.
 
     Args:
-        artifact_identifier: `name:alias` or `entity/project/name:alias`. Without a project, what the store does not
-            have is looked for in the W&B project of `WANDB_ENTITY` and `WANDB_PROJECT`.
+        artifact_identifier: `name:alias`, `entity/project/name:alias` or a path. Without a project, what the store does
+            not have is looked for in the W&B project of `WANDB_ENTITY` and `WANDB_PROJECT`; `name:v3` is the store's.
         download_dir: Where its files are copied to. Without it they stay where they are: in the store, or where there
             is none in `GILBRETH_ARTIFACT_CACHE` (`~/.cache/sir_wandb_artifacts`; name another one where the home is
             small).
@@ -117,25 +117,23 @@ def download_checkpoint_from_wandb(artifact_identifier: str, download_dir: Path 
         The folder with its files.
 
     Raises:
-        UserError: There is no such policy, W&B cannot be asked, or it holds what is not loaded from other people.
+        UserError: There is no such policy, W&B cannot be asked, it holds what is not loaded from other people, or
+            `download_dir` is a file.
     """
-    from tracking.store import Resolved, resolve
-    from tracking.store.publish import default_target
-    from tracking.store.reference import parse
+    from tracking.store import open_store, resolve
 
-    wanted = parse(artifact_identifier)
-    if isinstance(wanted, Path):
-        found = Resolved(wanted)
-    elif wanted.project is None and (here := _in_store(artifact_identifier)) is not None:
-        found = here
-    else:
-        full = replace(wanted, project=wanted.project or default_target())
-        found = resolve(str(full), _download_store())
+    found = resolve(artifact_identifier, open_store(), into=_download_store())
     if found.note:
         print(f"note: {found.note}", file=sys.stderr)
     if download_dir is None:
         return found.path
     target = Path(download_dir)
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file; expected a folder to copy {found} into\n  next: name a folder")
+    if found.path.is_file():
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(found.path, target / found.path.name)
+        return target
     shutil.copytree(found.path, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
     return target
 
@@ -205,16 +203,6 @@ def create_artifact_metadata(  # noqa: PLR0917 - its users pass them so
         "dataset_size": int(dataset_size),
     }
     return metadata if checkpoint_index is None else {**metadata, "checkpoint_index": int(checkpoint_index)}
-
-
-def _in_store(identifier: str) -> Resolved | None:
-    from tracking.errors import UserError
-    from tracking.store import open_store, resolve
-
-    try:
-        return resolve(identifier, open_store(), pull=False)
-    except UserError:
-        return None  # W&B may have it
 
 
 def _download_store() -> Store:

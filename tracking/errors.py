@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 class UserError(Exception):
@@ -43,3 +46,15 @@ def exit_on_user_error() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+@contextmanager
+def exit_on_disk_error() -> Iterator[None]:
+    """Turns a disk that is full or may not be written into a message that names the file, and exit code 1."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        print(f"error: {error.filename}: {error.strerror}\n  next: make room, or name another folder", file=sys.stderr)
+        sys.exit(1)

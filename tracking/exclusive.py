@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tracking.files import beside, fsync_dir
+from tracking.files import beside, fsync_dir, named
 
 
 def create_exclusive(path: Path, content: bytes) -> bool:
@@ -26,7 +26,7 @@ def create_exclusive(path: Path, content: bytes) -> bool:
     """
     temporary = beside(path, "new")
     try:
-        with temporary.open("wb") as file:
+        with named(path), temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,17 @@ def fsync_file(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Has an error in the block that names no file, as that of a full disk, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def beside(path: Path, suffix: str) -> Path:
     """A hidden name in the same folder that no other writer has; threads and containers may share host and pid."""
     return path.with_name(f".{path.name}.{os.urandom(8).hex()}.{suffix}")
@@ -45,7 +58,7 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
     data = content.encode() if isinstance(content, str) else content
     temporary = beside(path, "tmp")
     try:
-        with temporary.open("wb") as file:
+        with named(path), temporary.open("wb") as file:
             file.write(data)
             if durable:
                 file.flush()

@@ -42,6 +42,7 @@ class Intent:
             files that are never written again.
         consolidate: The folder of a DeepSpeed checkpoint, relative to the run folder or absolute: its consolidated
             weights are uploaded in the place of the files, which are its shards.
+        description: Free text.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Intent:
     created: float = field(default_factory=time.time)
     stamps: Mapping[str, list[int]] = field(default_factory=dict)
     consolidate: str | None = None
+    description: str | None = None
 
 
 def put_intent(run_dir: Path, intent: Intent) -> Path:
@@ -120,7 +122,7 @@ def read_intent(path: Path) -> Intent:
 
 def pending_intents(run_dir: Path) -> list[Path]:
     """The intents that nobody has acknowledged, oldest first."""
-    return [path for path in _intent_files(run_dir) if not _done(path).exists()]
+    return [path for path in _intent_files(run_dir) if not acknowledgement(path).exists()]
 
 
 def acknowledge(path: Path, outcome: Mapping[str, Any]) -> None:
@@ -130,7 +132,12 @@ def acknowledge(path: Path, outcome: Mapping[str, Any]) -> None:
         path: The intent's file.
         outcome: What W&B made of it, for example its version; `dropped` and why.
     """
-    write_json(_done(path), {**outcome, "time": time.time()})
+    write_json(acknowledgement(path), {**outcome, "time": time.time()})
+
+
+def acknowledgement(path: Path) -> Path:
+    """What W&B made of an intent; the file is absent as long as the upload waits."""
+    return path.with_suffix(".done.json")
 
 
 def pinned_files(run_dir: Path) -> set[Path]:
@@ -140,7 +147,3 @@ def pinned_files(run_dir: Path) -> set[Path]:
 
 def _intent_files(run_dir: Path) -> list[Path]:
     return sorted(path for path in (run_dir / "intents").glob("*.json") if _NAME.match(path.name))
-
-
-def _done(path: Path) -> Path:
-    return path.with_suffix(".done.json")

@@ -6,13 +6,12 @@ Weights are safetensors wherever they go; nothing here loads a pickle.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracking.errors import UserError, unknown
-from tracking.files import fsync_dir, fsync_file
+from tracking.files import beside, fsync_dir, fsync_file
 from tracking.ranks import is_main_process
 
 if TYPE_CHECKING:
@@ -180,7 +179,7 @@ class ModelManager:
         """Saves the weights as safetensors, whatever the file's name ends with.
 
         Args:
-            filepath: Where; `checkpoint.pt` becomes `checkpoint.safetensors`.
+            filepath: Where; `checkpoint.pt` becomes `checkpoint.safetensors`, `model-0.95` `model-0.95.safetensors`.
             step: The training step.
             upload_to_wandb: Whether to publish them too.
             wandb_alias: Their alias.
@@ -188,7 +187,11 @@ class ModelManager:
         Returns:
             The file.
         """
-        path = Path(filepath).with_suffix(".safetensors")
+        from tracking.store.contents import PICKLES
+
+        path = Path(filepath)
+        stem = path.stem if path.suffix.lower() in {*PICKLES, ".safetensors"} else path.name
+        path = path.with_name(f"{stem}.safetensors")
         state = self.model.state_dict()
         if is_main_process():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,12 +210,17 @@ class ModelManager:
             The file that was loaded.
 
         Raises:
-            UserError: There is no such model, or its weights are not this module's; the module is as it was.
+            UserError: There is no such model, or its weights are not whole or not this module's; the module is as it
+                was.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         path = download_model_from_wandb(identifier)
-        weights = load_file(path)
+        try:
+            weights = load_file(path)
+        except SafetensorError as error:
+            raise UserError(f"{path} is not whole: {error}\n  next: copy it again") from error
         own = self.model.state_dict()
         faults = [f"{key} is missing" for key in own if key not in weights]
         faults += [
@@ -250,7 +258,7 @@ def save_weights(state: Mapping[str, Any], path: Path) -> None:
             tensor = tensor.clone()
         seen.add(tensor.untyped_storage().data_ptr())
         tensors[key] = tensor
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    temporary = beside(path, "tmp")
     try:
         save_file(tensors, temporary)
         fsync_file(temporary)

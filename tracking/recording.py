@@ -25,6 +25,7 @@ from tracking.sync.child.process import SyncProcess, push_command
 from tracking.sync.child.status import SyncStatus, read_status
 from tracking.sync.child.task import Task
 from tracking.sync.views.offline import sync_command
+from tracking.words import many
 
 # What starting the child takes before it can ask W&B's server.
 _START_S = 1.5
@@ -172,7 +173,8 @@ class Recording:
         code = self._child.wait(self._plan.finish_timeout, has_end=whole)
         self._report_end(code, self._status(), rows)
         if waiting := len(pending_intents(self.run_dir)):
-            say(f"{waiting} artifacts wait in {self.run_dir / 'intents'}. What uploads the run uploads them too.")
+            say(f"{many(waiting, 'artifact')} not uploaded: {self.run_dir / 'intents'}. Where there is internet:")
+            print(f"  {push_command(self.run_dir)}", flush=True)
 
     def _has_successor(self) -> bool:
         if (successor := self._writer.replaced_by()) is None:

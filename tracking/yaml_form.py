@@ -32,7 +32,7 @@ def read_form(source: Path | str | Mapping[str, Any]) -> dict[str, Any]:
         UserError: The file is missing or not of this form; an unknown key is answered with the nearest valid one.
     """
     place = "the settings" if isinstance(source, Mapping) else str(source)
-    form = source if isinstance(source, Mapping) else _load(Path(source))
+    form = source if isinstance(source, Mapping) else load_yaml(Path(source))
     if not isinstance(form, Mapping):
         raise UserError(f"{place} must hold the keys use_wandb and wandb, not {form!r}")
     for key in form:
@@ -54,7 +54,12 @@ def read_form(source: Path | str | Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def _load(path: Path) -> Any:
+def load_yaml(path: Path) -> Any:
+    """Reads a YAML file of the user's.
+
+    Raises:
+        UserError: It cannot be read, or is not YAML.
+    """
     import yaml
 
     try:

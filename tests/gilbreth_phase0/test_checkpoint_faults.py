@@ -23,9 +23,10 @@ print(json.dumps([dataclasses.asdict(campaign.kill_in(PARTS[n % len(PARTS)])) fo
 
 
 def test_what_was_saved_is_found_and_resumed_whatever_the_moment_of_the_kill(tmp_path: Path) -> None:
-    environment = {**rank_environment(), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     command = [sys.executable, "-c", PROGRAM, tmp_path, "10"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=rank_environment(), capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     trials = json.loads(done.stdout.splitlines()[-1])
     assert [trial["faults"] for trial in trials] == [[]] * 10

@@ -16,6 +16,9 @@ from gilbreth_phase0.evaluate import Arguments, EvaluationResult, evaluate_polic
 from gilbreth_phase0.rollout import Episode
 from tracking.errors import UserError
 from tracking.files import read_json
+from tracking.store import Store, publish
+
+from model_store import as_reader, only_readable
 
 if TYPE_CHECKING:
     from gilbreth_phase0.policies import Policy
@@ -133,16 +136,26 @@ def test_an_untrained_policy_has_other_weights_and_the_same_ones_each_time(polic
 
 @pytest.mark.sim
 def test_the_program_gives_the_same_result_with_any_number_of_workers(
-    bundle: Path, policy: Policy, tmp_path: Path
+    bundle: Path, policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(name: str, *flags: str) -> str:
-        command = [sys.executable, "-m", "gilbreth_phase0.evaluate", "--policy", bundle, "--run-dir", tmp_path / name]
-        finished = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=200, check=False)
-        assert finished.returncode == 0, finished.stderr
-        return finished.stdout
+    """GIVEN a folder, and the same policy by its name in a store that may only be read THEN the results are equal."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    store = Store(tmp_path / "theirs")
+    monkeypatch.setenv("GILBRETH_STORE", str(store.root))
+    publish(store, bundle, "act-lift", "best", mirror=False)
 
-    table = run("two", "--episodes", "3", "--seed", "50", "--num-workers", "2", "--untrained")
-    run("one", "--episodes", "3", "--seed", "50", "--num-workers", "1")
+    def run(name: str, policy: str | Path, *flags: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "gilbreth_phase0.evaluate", "--policy", policy, "--run-dir", tmp_path / name]
+        line = as_reader(*command, "--episodes=3", "--seed=50", *flags)
+        finished = subprocess.run(line, capture_output=True, text=True, timeout=200, check=False)
+        assert finished.returncode == 0, finished.stderr
+        return finished
+
+    table = run("two", bundle, "--num-workers=2", "--untrained").stdout
+    with only_readable(store.root):
+        said = run("one", "act-lift:best", "--num-workers=1").stderr
+    assert said.count("may only be read here: the use of act-lift:v0 is not recorded there") == 1
+    assert (tmp_path / "one" / "inputs" / "act-lift-v0.json").exists()
     one, two = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two"))
     assert one["trained"] == two["trained"]
     assert list(two) == ["trained", "untrained"]

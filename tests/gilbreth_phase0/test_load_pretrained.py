@@ -73,6 +73,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy that may be broken, and a store of the test's own."""
     monkeypatch.setenv("GILBRETH_STORE", str(tmp_path / "models"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
     return Path(shutil.copytree(made, tmp_path / "bundle"))
 
 
@@ -131,6 +132,22 @@ def test_a_missing_file_and_what_is_no_bundle(bundle: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.train
+def test_a_processor_names_no_class_that_would_be_run(bundle: Path, tmp_path: Path) -> None:
+    """GIVEN a bundle of somebody else's whose JSON names a program THEN nothing of it runs, and the file is named."""
+    file = bundle / "policy_postprocessor.json"
+    processor = json.loads(file.read_text())
+    processor["steps"].insert(0, {"class": "subprocess.Popen", "config": {"args": ["touch", str(tmp_path / "ran")]}})
+    file.write_text(json.dumps(processor))
+    with pytest.raises(UserError, match=r"policy_postprocessor.json names the class 'subprocess.Popen'"):
+        load_policy_from_checkpoint(bundle)
+    assert not (tmp_path / "ran").exists()
+    for content in ("half", "[]", '{"steps": [1]}'):
+        file.write_text(content)
+        with pytest.raises(UserError, match=r"policy_postprocessor.json is no processor of LeRobot"):
+            load_policy_from_checkpoint(bundle)
+
+
+@pytest.mark.train
 def test_another_feature_shape_is_said_with_what_was_expected(bundle: Path) -> None:
     policy, _, _ = load_policy_from_checkpoint(bundle)
     shapes = {name: list(feature.shape) for name, feature in policy.config.input_features.items()}
@@ -147,6 +164,10 @@ def test_another_feature_shape_is_said_with_what_was_expected(bundle: Path) -> N
     config["input_features"][name]["shape"] = [99]
     (bundle / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"model.safetensors does not fit .*config.json: .* has shape .*expected .*99"):
+        load_policy_from_checkpoint(bundle)
+    config["input_features"] = {}
+    (bundle / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config.json describes no policy that LeRobot can make: You must provide"):
         load_policy_from_checkpoint(bundle)
 
 

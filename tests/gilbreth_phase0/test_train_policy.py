@@ -74,6 +74,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--n-action-steps=11"], ["--n-action-steps 11", "only the 10 actions", "--action-chunk-size"]),
         (["--batch-size=64", "--gradient-accumulation=3"], ["--batch-size 64", "multiple of 3", "for example 66"]),
         (["--batch-size=0"], ["--batch-size 0", "greater than or equal to 1"]),
+        (["--eval-freq=100", "--eval-episodes=0"], ["--eval-freq 100: there is nothing to evaluate"]),
+        (["--model-management=/no/such.yaml"], ["/no/such.yaml cannot be read: No such file or directory"]),
         (["--repo-ids=lfit"], ["no dataset at ", "lfit", "gilbreth_phase0.collect --repo-id lfit --root"]),
     ],
 )

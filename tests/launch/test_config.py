@@ -8,6 +8,7 @@ import pytest
 from launch import yaml_core
 from launch.config import clusters, minutes, resolve, stages, typed
 from tracking.errors import UserError
+from tracking.gate.rules import Condition, ModelManagement, read_rules
 
 
 @pytest.fixture
@@ -70,6 +71,12 @@ def test_the_users_own_profile_wins_over_the_one_that_is_shipped(profiles: Path)
         ("bc", "lab", ["cluster.environment.WANDB_API_KEY=abc"], "looks like a secret"),
         ("bc", "lab", ["cluster.environment.A-B=abc"], "'A-B' is not the name of a variable"),
         ("bc", "lab", ["bc.lr=: :"], "is not valid YAML"),
+        ("bc", "lab", ["model_management.keep_last=3"], "Did you mean 'model_management.keep_last_n'?"),
+        ("bc", "lab", ["model_management.keep_last_n.x=3"], "unknown key 'model_management.keep_last_n.x'."),
+        ("bc", "lab", ["model_management.keep_last_n=0"], "keep_last_n under model_management is 0"),
+        ("bc", "lab", ["model_management.upload_conditions=0.6"], "expected a mapping, as in {min_success_rate: 0.6}"),
+        ("bc", "lab", ["model_management.upload_conditions.rate=0.6"], "expected min_METRIC or max_METRIC"),
+        ("eval", "lab", ["model_management.keep_last_n=3"], "unknown key 'model_management.keep_last_n'."),
     ],
 )
 def test_bad_input_is_answered_with_what_would_be_right(
@@ -122,6 +129,22 @@ def test_settings_reach_tables_and_text() -> None:
     assert config.resources.time == 2
 
 
+def test_what_is_uploaded_stands_in_the_saved_configuration(tmp_path: Path) -> None:
+    """GIVEN rules of the stage and of the command line THEN the program reads them from the file that is saved."""
+    settings = ["model_management.upload_conditions.min_success_rate=0.6", "model_management.keep_last_n=3"]
+    settings += ["model_management.upload_conditions.mean_length={max: 120}"]
+    config = resolve("bc", "lab", settings)
+    (tmp_path / "config.yaml").write_text(config.dump("a-run"))
+    rules = read_rules(tmp_path / "config.yaml")
+    assert (rules.keep_last_n, rules.upload_periodic_every) == (3, 5000)
+    assert rules.upload_conditions == (
+        Condition(metric="success_rate", min=0.6),
+        Condition(metric="mean_length", max=120),
+    )
+    assert read_rules(yaml_core.parse(resolve("bc", "lab", []).dump("b"), "b")) == ModelManagement()
+    assert "model_management" not in resolve("eval", "lab", []).dump("c")
+
+
 def test_the_saved_configuration_gives_the_same_job_again(profiles: Path) -> None:
     config = resolve("bc", "lab", ["bc.batch_size=32", "resources.nodes=2", "cluster.environment.ODD=a 'b'"])
     saved = yaml_core.parse(config.dump("a-run"), "config.yaml")
@@ -131,7 +154,7 @@ def test_the_saved_configuration_gives_the_same_job_again(profiles: Path) -> Non
     (profiles / "lab.yaml").write_text(yaml_core.dump(cluster))
     settings = [
         f"{section}.{key}={value if isinstance(value, str) else json.dumps(value)}"
-        for section in ("bc", "resources")
+        for section in ("bc", "resources", "model_management")
         for key, value in saved[section].items()
     ]
     assert resolve("bc", "lab", settings).dump("a-run") == config.dump("a-run")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from launch.checks import findings
-from launch.config import Config, resolve
+from launch.config import ROOT, Config, resolve
 from launch.models import held_model, store_of
 from launch.spec import JobSpec, make_spec
 from tracking.errors import UserError
@@ -18,7 +20,7 @@ from tracking.store import resolve as find
 from tracking.store.push import push
 from tracking.store.resolve import move_aliases
 
-from model_store import save_bundle
+from model_store import as_reader, only_readable, save_bundle
 from online_runs import online_environment
 from support import free_port
 
@@ -42,6 +44,7 @@ def faults(root: Path, policy: str, *settings: str) -> list[str]:
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.delenv("GILBRETH_STORE", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
     store = Store(tmp_path / "models")
     publish(store, save_bundle(tmp_path / "b"), "act-lift", "best", mirror=False)
     return store
@@ -74,11 +77,44 @@ def test_a_store_that_cannot_be_used_is_refused(store: Store, tmp_path: Path) ->
     assert any("is below /dev/shm, which other nodes do not see" in fault for fault in findings(config, spec))
 
 
+def test_a_store_that_may_only_be_read_will_do_for_a_stage_that_only_loads(store: Store, tmp_path: Path) -> None:
+    program = """
+import sys
+from datetime import datetime
+from pathlib import Path
+from launch.checks import findings
+from launch.config import resolve
+from launch.models import held_model
+from launch.spec import make_spec
+
+root = Path(sys.argv[1])
+for stage, given in (("eval", "eval.policy=act-lift:best"), ("bc", "bc.repo_ids=lift")):
+    config = resolve(stage, "lab", [given, f"cluster.store_root='{root}/models'", "cluster.node_local=[]"])
+    spec = make_spec(config, datetime(2025, 1, 2), root)
+    print(*[fault for fault in findings(config, spec) if "store_root" in fault])
+    if stage == "eval":
+        with held_model(config, spec) as held:
+            print(held.argv[0])
+"""
+    with only_readable(store.root):
+        command = as_reader(sys.executable, "-c", program, tmp_path)
+        done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    free, model, policy, refused = done.stdout.splitlines()
+    assert (free, policy) == ("", "--policy=act-lift:v0")
+    assert model.startswith("model act-lift:best is act-lift:v0 in ")
+    assert refused.endswith("choose another folder") and f"models' cannot be written ({store.root})" in refused
+    assert done.stderr == (
+        f"note: the model store {store.root} may only be read here: the pin of act-lift:v0 is not recorded there\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
         ("act-lfit", "no model is found by that name: unknown model 'act-lfit'. Did you mean 'act-lift'?"),
         ("act-lift:bset", "Did you mean 'best'?"),
+        ("act-lfit", "W&B cannot be asked: WANDB_MODE is offline; next: where there is internet (a login node): "),
+        ("act-lift:v7", "act-lift:v7 is a number of the store, so W&B is not asked for it"),
         ("runs/x/bundle", "runs/x/bundle has no config.json, so no policy; a bc run leaves one in runs/NAME/bundle"),
         ("/nowhere", "/nowhere has no config.json, so no policy"),
     ],
@@ -125,8 +161,9 @@ def test_a_folder_is_given_to_the_job_as_it_is(store: Store, tmp_path: Path, mon
 
 @pytest.mark.wandb
 @pytest.mark.usefixtures("online_environment")
+@pytest.mark.parametrize("policy", ["lab/p/act-lift:best", "act-lift:best"])
 def test_a_model_of_wandb_is_taken_into_the_store_at_submission(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """GIVEN a model that only W&B has WHEN a job is submitted THEN it is in the store, and the job needs no network."""
     import wandb
@@ -136,11 +173,14 @@ def test_a_model_of_wandb_is_taken_into_the_store_at_submission(
     far = Store(tmp_path / "far")
     publish(far, save_bundle(tmp_path / "b", 3.0), "act-lift", "best", {"step": 7}, target="lab/p")
     push(far, lambda _: None)
-    assert faults(tmp_path, "lab/p/act-lift:best") == [], "a dry run asks nobody"
-    config, spec = evaluation(tmp_path, "lab/p/act-lift:best")
+    assert faults(tmp_path, policy, "tracking.project=p") == []
+    (fault,) = faults(tmp_path, "act-lift:bset", "tracking.project=p")
+    assert "W&B has no lab/p/act-lift:bset" in fault
+    assert not (tmp_path / "models").exists(), "looking leaves nothing"
+    config, spec = evaluation(tmp_path, policy, "tracking.project=p")
     with held_model(config, spec) as held:
         assert "--policy=act-lift:v0" in held.argv
-    assert "model lab/p/act-lift:best is act-lift:v0 in " in capsys.readouterr().out
+    assert f"model {policy} is act-lift:v0 in " in capsys.readouterr().out
     store = store_of(spec)
     assert store is not None
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free_port()}")

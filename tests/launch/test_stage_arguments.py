@@ -16,7 +16,8 @@ from gilbreth_phase0.arguments import parse
 for stage in ("collect", "bc", "eval", "smoke"):
     config = resolve(stage, "local", [])
     model = importlib.import_module(config.stage.module).Arguments
-    fields = set(model.model_fields) - {"run_dir"}
+    # The program reads the section model_management from the configuration that is saved with the run.
+    fields = set(model.model_fields) - {"run_dir", "model_management"}
     if set(config.arguments) != fields:
         sys.exit(f"{stage}: missing {fields - set(config.arguments)}, unknown {set(config.arguments) - fields}")
     given = {"run_dir": "runs/x"}

@@ -61,6 +61,7 @@ class TestTheRules:
         assert rules.faults({}) == [f"{name} was not measured" for name in
                                     ("reward_threshold", "success_rate", "mean_length")]  # fmt: skip
         assert read_rules({}) == ModelManagement() == read_rules({"model_management": None})
+        assert read_rules({"model_management": rules.model_dump(mode="json")}) == rules, "as W&B shows it"
         with pytest.raises(ValidationError, match="frozen"):
             rules.keep_last_n = 1  # type: ignore[misc]
 
@@ -70,6 +71,7 @@ class TestTheRules:
             ({"keep_last": 3}, "unknown key under model_management 'keep_last'. Did you mean 'keep_last_n'"),
             ({"keep_last_n": 0}, "keep_last_n under model_management is 0: .* greater than or equal to 1"),
             ({"upload_periodic_every": "often"}, "upload_periodic_every under model_management is 'often'"),
+            ({"upload_conditions": 0.5}, "upload_conditions under model_management is 0.5: expected a mapping, as in"),
             ({"upload_conditions": {"success_rate": 0.5}}, "expected min_METRIC or max_METRIC with a number"),
             ({"upload_conditions": {"success_rate": {"least": 0.5}}}, "success_rate takes min and max"),
             ({"upload_conditions": {"min_success_rate": "high"}}, r"min_success_rate: 'high'; expected min_METRIC"),
@@ -207,6 +209,38 @@ class TestTheGate:
         verdicts = [Gate(ModelManagement(), tmp_path).consider(evaluation(5000, 10)) for _ in range(2)]
         assert [verdict.aliases for verdict in verdicts] == [("best",), ("best",)]
         assert Gate(ModelManagement(), tmp_path).consider(evaluation(5100, 10)).upload is False
+
+    def test_what_was_decided_by_chance_is_not_tried_a_second_time(self, tmp_path: Path) -> None:
+        """GIVEN a confirmation that failed WHEN a job comes to that step again, from before it THEN that stands."""
+        asked: list[range] = []
+
+        def confirm(seeds: range) -> tuple[dict[int, float], dict[int, float]]:
+            asked.append(seeds)
+            return outcomes(8, first=seeds[0]), outcomes(8, first=seeds[0])
+
+        def fails(seeds: range) -> tuple[dict[int, float], dict[int, float]]:
+            raise KeyboardInterrupt
+
+        rules = ModelManagement(upload_periodic_every=0)
+        gate = Gate(rules, tmp_path)
+        gate.consider(evaluation(100, 10))
+        with pytest.raises(KeyboardInterrupt):
+            gate.consider(evaluation(200, 12), fails)
+        gate = Gate(rules, tmp_path)
+        first = gate.consider(evaluation(200, 12), confirm)
+        gate.consider(evaluation(300, 20))
+        assert asked == [range(40, 60)], "those of the attempt that was ended count as tried"
+        assert Gate(rules, tmp_path).consider(evaluation(200, 12), confirm) == first
+        assert len(asked) == 1 and gate.best_step == 300
+        assert gate.consider(evaluation(200, 13), confirm).upload is False, "another policy of that step is judged anew"
+
+    def test_seeds_of_a_comparison_with_other_runs(self, tmp_path: Path) -> None:
+        gate = Gate(ModelManagement(), tmp_path)
+        gate.consider(evaluation(100, 10))
+        assert (gate.best_seeds, gate.last_seed) == (list(range(20)), 19)
+        assert gate.fresh_seeds(3) == range(20, 23)
+        assert Gate(ModelManagement(), tmp_path).fresh_seeds(2, used=[99, 7]) == range(100, 102)
+        assert Gate(ModelManagement(), tmp_path).last_seed == 101
 
     def test_the_naive_rule(self, tmp_path: Path) -> None:
         gate = Gate(ModelManagement(best_model_metric="eval/reward"), tmp_path, "naive")

@@ -74,8 +74,10 @@ class TestPolicies:
         assert [type(made[key]) for key in ("success_rate", "avg_reward", "step")] == [float, float, int]
 
     def test_what_is_nowhere(self) -> None:
-        with pytest.raises(UserError, match=r"vla-lego/act-left:latest is not in the model store .*WANDB_MODE is off"):
+        with pytest.raises(UserError, match=r"WANDB_MODE is offline\n  next: .* pull vla-lego/act-left:latest"):
             download_checkpoint_from_wandb("act-left")
+        with pytest.raises(UserError, match="act-left:v3 is a number of the store, so W&B is not asked for it"):
+            download_checkpoint_from_wandb("act-left:v3")
 
 
 class TestWeights:
@@ -134,9 +136,23 @@ class TestWeights:
         with pytest.raises(UserError, match=r"unknown metric 'mean_rewards'. Did you mean 'mean_reward'"):
             save_and_upload_best_model({}, 1, {"mean_reward": 1.0}, "mean_rewards", best)
 
+    def test_a_name_with_a_point_stays_its_own(self, tmp_path: Path) -> None:
+        manager = ModelManager(module())
+        names = ["a.pt", "model-0.95", "model-0.97", "b.safetensors"]
+        assert [manager.save_checkpoint(tmp_path / name, 1).name for name in names] == [
+            "a.safetensors", "model-0.95.safetensors", "model-0.97.safetensors", "b.safetensors"
+        ]  # fmt: skip
+
     def test_the_file_with_the_weights(self, tmp_path: Path) -> None:
         upload_model_to_wandb(module().state_dict(), 7, name="m")
         assert download_model_from_wandb("m:step-7").name == "model.safetensors"
+        (tmp_path / "half.safetensors").write_bytes(download_model_from_wandb("m").read_bytes()[:99])
+        copied = download_checkpoint_from_wandb("./half.safetensors", tmp_path / "copies")
+        assert [path.name for path in copied.iterdir()] == ["half.safetensors"]
+        with pytest.raises(UserError, match=r"half.safetensors is a file; expected a folder"):
+            download_checkpoint_from_wandb("m", tmp_path / "half.safetensors")
+        with pytest.raises(UserError, match=r"half.safetensors is not whole"):
+            ModelManager(module()).load_from_wandb("./half.safetensors")
         (tmp_path / "empty").mkdir()
         with pytest.raises(UserError, match="expected one safetensors file with the weights"):
             download_model_from_wandb("./empty")

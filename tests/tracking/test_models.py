@@ -241,7 +241,7 @@ class TestOnItsWay:
         assert home_bytes(tmp_path / "home") < 1_000_000
         out = capfd.readouterr().out
         assert "Model act-lift (2 files, 3.0 MB; final): it waits for the network." in out
-        assert "artifacts wait in" in out
+        assert f" not uploaded: {tmp_path / 'run' / 'intents'}. Where there is internet:\n  python -m" in out
 
         tracker_for(tmp_path / "run").finish()
         artifact = wandb_server.artifact(wandb_server.entity, "vla-lego", "act-lift:final")
@@ -327,11 +327,20 @@ class TestOnItsWay:
         ]
         assert "model.safetensors was changed" in json.loads(dropped.read_text())["dropped"]
 
-    def test_a_refusal_leaves_nothing_aside(self, tmp_path: Path) -> None:
+    def test_a_refusal_leaves_nothing_aside_and_5_gb_are_warned_of(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         with tracker_for(tmp_path / "run", mode="offline") as tracker:
             with pytest.raises(UserError, match="call it after the save"):
                 tracker.log_checkpoint(tmp_path / "missing", ["best"], force=True)
             assert not [path for path in pending_intents(tmp_path / "run") if read_intent(path).type == "model"]
+            for size in (5_000_000_000, 5_000_000_001):
+                with (tmp_path / f"{size}.pt").open("wb") as file:
+                    file.truncate(size)
+                tracker.log_checkpoint(tmp_path / f"{size}.pt", force=True)
+        out, err = capfd.readouterr()
+        assert out.count("(1 file, 5.0 GB; no alias): it waits for the network") == 2
+        assert err.count("act-lift is larger than 5 GB") == 1
 
 
 def test_other_ranks_do_not_even_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,42 @@ def test_a_models_life(tmp_path: Path) -> None:
     assert "act-lift:v1 is deleted" in run("prune", "act-lift", "--grace", "0", "--keep-last", "0").stdout
     assert sorted(Store(store.root).state("act-lift").versions) == [0, 2]
     assert len(pending_intents(store.root)) == 1
+
+
+def test_an_alias_is_taken_only_from_the_version_that_has_it(tmp_path: Path) -> None:
+    for number in range(2):
+        run("publish", f"b{number}", "act-lift", "--local")
+    run("alias", "act-lift:v1", "prod")
+    aliases = {"latest": 1, "prod": 1}
+    for model, alias, message in (
+        (
+            "act-lift:v0",
+            "prod",
+            "act-lift:v0 does not have 'prod': it is at act-lift:v1\n  next: python -m tracking.mod",
+        ),
+        ("act-lift:v1", "latest", "'latest' cannot be taken away: 'act-lift' alone stands for the version that has it"),
+        ("act-lift:v1", "pro", "unknown alias of act-lift 'pro'. Did you mean 'prod'?"),
+    ):
+        refused = run("alias", model, alias, "--remove")
+        assert refused.exit_code == 2 and message in refused.stderr
+        assert Store(tmp_path / "models").state("act-lift").aliases == aliases
+    assert run("alias", "act-lift:prod", "prod", "--remove").stdout == "act-lift:v1: latest\n"
+
+
+def test_a_disk_that_takes_no_more_is_said_with_the_file(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tracking.models", "publish", "b0", "act-lift", "--local"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {tmp_path / 'models' / 'incoming'}") and "Traceback" not in done.stderr
+    assert "/model.safetensors: File too large\n  next: make room" in done.stderr
+    assert Store(tmp_path / "models").names() == []
 
 
 def save_evaluation(path: Path, successes: int, first: int = 0) -> str:
@@ -133,6 +170,7 @@ def test_tables_fit_into_eighty_columns() -> None:
         (["publish", "b0", "act-lift", "--alias", "v3"], "'v3' cannot be an alias"),
         (["publish", "b0", "act-lift", "--set", "step"], "--set 'step': expected KEY=VALUE"),
         (["publish", "b0", "act-lift", "--run", "b1"], "b1 holds no run"),
+        (["publish", "b0", "act-lift", "--project", "a/b/c"], "'a/b/c' is no W&B project: expected ENTITY/PROJECT"),
         (["show", "a:b:c"], "'a:b:c' names no model"),
         (["pull", "act-lift:best"], "'act-lift:best' names no version on W&B"),
         (["alias", "./b0", "best"], "./b0 is no version of the store"),

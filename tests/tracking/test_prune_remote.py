@@ -9,10 +9,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tracking.models.__main__ import app
-from tracking.models.remote import RemoteRules, choose, delete
-from tracking.store import Store, publish
-from tracking.store.push import push
-from tracking.store.resolve import move_aliases
+from tracking.models.remote import RemoteRules, choose, delete, prune_mirrored
+from tracking.store import Store, publish, resolve
+from tracking.store.pending import needs_push
+from tracking.store.push import on_wandb, push, want_upload
+from tracking.store.resolve import move_aliases, pin
 
 from model_store import save_bundle
 from online_runs import online_environment
@@ -52,7 +53,7 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["prune", "--remote", "--project", "lab/p", *arguments])
 
 
-def test_only_versions_without_an_alias_go_and_they_are_named_first(wandb_server: WandbServer) -> None:
+def test_only_versions_without_an_alias_go_and_they_are_named_first(wandb_server: WandbServer, tmp_path: Path) -> None:
     tried = run("act-lift", "--keep-last", "2", "--grace", "0", "--dry-run")
     assert tried.stdout.splitlines() == [
         "lab/p/act-lift:v4 stays: alias latest",
@@ -69,6 +70,7 @@ def test_only_versions_without_an_alias_go_and_they_are_named_first(wandb_server
     assert done.stdout.splitlines()[-1] == "2 versions deleted"
     assert len([request for request in wandb_server.requests if "elete" in request.operation]) == 2
     assert versions(wandb_server) == [["best"], ["step-1"], ["latest"]]
+    assert set(Store(tmp_path / "models").state("act-lift").projects["lab/p"].artifacts) == {0, 1, 4}
     assert wandb_server.errors() == []
 
     assert run("--steps", "--grace", "0").stdout.splitlines()[-1] == "1 version deleted"
@@ -109,6 +111,48 @@ def test_how_many_stay_by_a_configuration(wandb_server: WandbServer, tmp_path: P
     unknown = run("act-left")
     assert unknown.stderr == "error: lab/p has no model 'act-left' on W&B\n  valid: act-lift\n"
     assert len(versions(wandb_server)) == 5
+
+
+def test_by_the_rule_that_a_model_carries(wandb_server: WandbServer, tmp_path: Path) -> None:
+    """GIVEN `keep_last_n` with the newest version THEN what is behind goes, is named first, and stays in the store."""
+    store, said = Store(tmp_path / "models"), list[str]()
+    assert prune_mirrored(store, said.append) == [], "no version has such a rule"
+    newest = save_bundle(tmp_path / "b5", 5.0)
+    publish(store, newest, "act-lift", [], {"step": 2, "keep_last_n": 2}, target="lab/p")
+    pin(store, resolve("act-lift:v3", store), "queued job x", seconds=600)
+    assert prune_mirrored(store, said.append, dry_run=True) == []
+    assert said == [f"lab/p/act-lift:v{number} would go: keep_last_n of act-lift is 2" for number in (2, 1)]
+    assert len(versions(wandb_server)) == 5
+
+    # Of v0 (best), v1 (step-1), v2, v3 (pinned), v4 and v5 (latest, step-2) the last two stay in any case.
+    said.clear()
+    assert push(store, lambda text: said.append(f"{text} ({len(versions(wandb_server))} there)")).failed == []
+    assert said == [
+        "act-lift:v5 is lab/p/act-lift:v5 (6 there)",
+        "lab/p/act-lift:v2 goes: keep_last_n of act-lift is 2 (6 there)",
+        "lab/p/act-lift:v1 goes: keep_last_n of act-lift is 2 (5 there)",
+    ]
+    assert versions(wandb_server) == [["best"], [], [], ["latest", "step-2"]]
+    state = store.state("act-lift")
+    assert set(state.versions) == set(range(6))
+    assert set(state.projects["lab/p"].artifacts) == {0, 3, 4, 5}
+    assert on_wandb(store, resolve("act-lift:v1", store)) is None
+    # What was deleted is not uploaded again by itself, and is when it is asked for.
+    assert (needs_push(store), push(store, lambda _: None).uploaded) == (False, {})
+    want_upload(store, resolve("act-lift:v1", store), "lab/p")
+    assert push(store, lambda _: None).uploaded == {"act-lift:v1": "lab/p/act-lift:v6"}
+    assert on_wandb(store, resolve("act-lift:v1", store)) == "lab/p/act-lift:v6", "not deleted at once: W&B's newest"
+
+
+def test_a_deletion_that_was_not_recorded_is_taken_note_of(wandb_server: WandbServer, tmp_path: Path) -> None:
+    """GIVEN a version that was deleted by a command that was killed, or on W&B's pages THEN the store learns it."""
+    store = Store(tmp_path / "models")
+    chosen = {version.name: version for version in choose("lab/p", ["act-lift"], RULES)}
+    assert delete(chosen["lab/p/act-lift:v2"], RULES) is None
+    assert 2 in store.state("act-lift").projects["lab/p"].artifacts
+    publish(store, save_bundle(tmp_path / "b5", 5.0), "act-lift", [], {"keep_last_n": 1}, target="lab/p")
+    assert push(store, lambda _: None).failed == []
+    assert set(store.state("act-lift").projects["lab/p"].artifacts) == {0, 5}
 
 
 def test_without_a_network_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,20 +24,11 @@ from tracking.store.push import adopt
 from tracking.store.resolve import move_aliases, pin, unpin
 from tracking.store.verify import verify
 
-from model_store import contents, published, save_bundle
+from model_store import contents, no_settings_of_the_caller, published, save_bundle, store
+
+__all__ = ["no_settings_of_the_caller", "store"]
 
 NOTHING_YOUNG = Rules(grace=0.0, keep_last=0, leftovers=0.0)
-
-
-@pytest.fixture(autouse=True)
-def no_settings_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("WANDB_")] + ["GILBRETH_STORE"]:
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "models")
 
 
 class TestPublish:

@@ -17,6 +17,7 @@ from tracking.store import Store, publish, resolve
 from tracking.store.prune import Rules, prune
 from tracking.store.push import Pushed, put_what_is_missing
 from tracking.store.resolve import move_aliases
+from tracking.store.state import AliasMoved
 from tracking.store.verify import verify
 
 from model_store import contents, save_bundle
@@ -134,6 +135,27 @@ def test_threads_of_one_process(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(made) == list(range(12))
+
+
+def test_an_alias_is_moved_only_from_where_it_was_seen(tmp_path: Path) -> None:
+    """GIVEN `best` that somebody has moved meanwhile THEN who judged before moves nothing, and leaves nothing."""
+    store = Store(tmp_path / "models")
+    for number in range(3):
+        publish(store, save_bundle(tmp_path / str(number), float(number)), "act-lift", mirror=False)
+    move_aliases(store, "act-lift", {"best": 0}, expected={"best": None})
+    move_aliases(store, "act-lift", {"best": 1}, expected={"best": 0})
+    before = [path for path in store.root.rglob("*")]
+    with pytest.raises(
+        AliasMoved, match=r"'best' was at act-lift:v0 and is at act-lift:v1 meanwhile; nothing was moved"
+    ):
+        move_aliases(store, "act-lift", {"best": 2, "prod": 2}, expected={"best": 0})
+    bundle = save_bundle(tmp_path / "3", 3.0)
+    with pytest.raises(AliasMoved, match=r"'best' was at no version and is at act-lift:v1"):
+        publish(store, bundle, "act-lift", ["best"], mirror=False, expected={"best": None})
+    assert set(store.state("act-lift").aliases.items()) == {("latest", 2), ("best", 1)}
+    assert not {path for path in store.root.rglob("*.json")} - set(before)
+    publish(store, bundle, "act-lift", ["best"], mirror=False, expected={"best": 1})
+    assert store.state("act-lift").aliases["best"] == 3
 
 
 _CHANGES = {"os.link", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "open"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,9 @@ from tracking import UserError
 from tracking.store import Store, open_store, publish, resolve
 from tracking.store.reference import Reference, old_form, parse, today
 
-from model_store import published, save_bundle
+from model_store import no_settings_of_the_caller, published, save_bundle, store
 
-
-@pytest.fixture(autouse=True)
-def no_settings_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("WANDB_")] + ["GILBRETH_STORE"]:
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "models")
+__all__ = ["no_settings_of_the_caller", "store"]
 
 
 class TestReferences:
@@ -105,6 +95,17 @@ class TestResolve:
         assert str(resolve("act-lift-best-step-20000", three)) == "act-lift:v1"
         assert str(resolve("act-lift-checkpoint-step-20000", three)) == "act-lift:v3"
 
+    @pytest.mark.parametrize("dataset", ["lift", "lerobot-pusht", "lift-best", "best-step-5"])
+    def test_names_as_users_have_written_them_down(self, store: Store, tmp_path: Path, dataset: str) -> None:
+        for number, name in enumerate((f"act-{dataset}-best-step-10000", f"act-{dataset}-checkpoint-step-20000")):
+            model, aliases = today(name)
+            assert model == f"act-{dataset}"
+            publish(store, save_bundle(tmp_path / str(number), number), model, aliases, mirror=False)
+        publish(store, save_bundle(tmp_path / "2", 2.0), *today(f"act-{dataset}-final"), mirror=False)
+        for name, number in (("best-step-10000", 0), ("checkpoint-step-20000", 1), ("final", 2), ("best", 0)):
+            for alias in ("", ":latest"):
+                assert str(resolve(f"act-{dataset}-{name}{alias}", store)) == f"act-{dataset}:v{number}"
+
     def test_a_name_of_an_old_form_that_is_there_wins(self, three: Store, tmp_path: Path) -> None:
         publish(three, save_bundle(tmp_path / "b", 9.0), "act-lift-best", mirror=False)
         assert str(resolve("act-lift-best:latest", three)) == "act-lift-best:v0"
@@ -129,6 +130,25 @@ class TestResolve:
             assert found.note is not None and "as W&B had it at" in found.note
         with pytest.raises(UserError, match=r"next: where there is internet .*models pull lab/p/act-lift:v1"):
             resolve("lab/p/act-lift:v1", three, pull=False)
+
+    def test_without_internet_it_says_where_it_looked_and_what_there_is(self, three: Store) -> None:
+        with pytest.raises(UserError) as caught:
+            resolve("act-left:best", three, project="lab/p")
+        assert str(caught.value).splitlines() == [
+            "unknown model 'act-left'. Did you mean 'act-lift'?",
+            "  valid: act-lift",
+            f"  looked for in {three.root}; W&B cannot be asked: WANDB_MODE is offline",
+            "  next: where there is internet (a login node): python -m tracking.models pull lab/p/act-left:best",
+        ]
+        with pytest.raises(UserError, match="act-lift:v7 is a number of the store, so W&B is not asked for it") as it:
+            resolve("act-lift:v7", three)
+        assert str(it.value).endswith("; W&B's v7 is vla-lego/act-lift:v7")
+
+    def test_without_internet_a_bare_name_is_what_wandb_had(self, three: Store) -> None:
+        record = {"kind": "wandb", "version": 1, "artifact": "lab/p/act-lift:v8", "aliases": ["prod"], "intent": None}
+        three.log("act-lift").append(lambda _: record)
+        found = resolve("act-lift:prod", three, project="p")
+        assert str(found) == "act-lift:v1" and "as W&B had it at" in (found.note or "")
 
     def test_where_the_store_is(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)

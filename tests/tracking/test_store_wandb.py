@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,21 +16,24 @@ import pytest
 
 from tracking import UserError
 from tracking.artifacts import download_checkpoint_from_wandb, list_checkpoints_from_wandb
+from tracking.identity import claim_identity
 from tracking.intents import pending_intents
+from tracking.models.tables import version_facts
 from tracking.store import Store, publish, resolve
 from tracking.store.lineage import record_use, show_inputs
-from tracking.store.push import link, push, want_upload
+from tracking.store.pending import may_need_push, needs_push
+from tracking.store.push import link, on_wandb, push, want_upload
 from tracking.store.reference import Reference
 from tracking.store.remote import Unreachable
 from tracking.store.resolve import move_aliases
 from tracking.store.verify import verify
 
-from model_store import save_bundle
+from model_store import as_reader, only_readable, save_bundle, store
 from online_runs import online_environment, tracker_for
 from support import free_port
 from wandb_server import WandbServer
 
-__all__ = ["online_environment"]
+__all__ = ["online_environment", "store"]
 
 pytestmark = pytest.mark.wandb
 
@@ -50,11 +55,6 @@ def cut_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     wandb.teardown()
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free_port()}")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "models")
 
 
 def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -166,6 +166,106 @@ def test_a_version_comes_from_wandb_once_and_gets_the_stores_number(
     assert str(again) == "act-lift:v1" and again.note is not None and "as W&B had it at" in again.note
 
 
+def test_a_name_that_the_store_does_not_have_comes_from_wandb_also_in_the_old_forms(
+    wandb_server: WandbServer, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GIVEN versions that only W&B has WHEN they are asked for as users have it written down THEN they are found."""
+    import wandb
+
+    far = Store(tmp_path / "far")
+    for step, aliases in ((5000, []), (10000, ["best"]), (20000, ["best"]), (30000, ["final"])):
+        publish(far, save_bundle(tmp_path / str(step), step), "act-lift", aliases, {"step": step}, target="lab/p")
+    push(far, lambda _: None)
+    with wandb.init(project="p", entity="lab", dir=tmp_path) as run:
+        # As an upload was called before the step stood in an alias.
+        theirs = wandb.Artifact("act-old-best-step-7", "policy", metadata={"step": 7})
+        theirs.add_dir(str(tmp_path / "5000"))
+        run.log_artifact(theirs).wait()
+    monkeypatch.setenv("WANDB_PROJECT", "p")
+    names = {
+        "act-lift": 30000, "act-lift:best": 20000, "act-lift-best:latest": 20000, "act-lift-final": 30000,
+        "act-lift-best-step-10000:latest": 10000, "act-lift-checkpoint-step-5000": 5000,
+        "act-old-best-step-7:latest": 7,
+    }  # fmt: skip
+    for number, (name, step) in enumerate(names.items()):
+        for prefix in ("", "lab/p/"):
+            at = Store(tmp_path / f"{number}{bool(prefix)}")
+            found = resolve(prefix + name, at)
+            assert found.version is not None and found.version.metadata["step"] == step, name
+            assert prefix or "was not in the model store: taken from W&B, p/" in (found.note or "")
+            # From now on the store has it.
+            assert prefix or str(resolve(name, at, pull=False)) == str(found)
+
+    with monkeypatch.context() as context:
+        context.setenv("WANDB_MODE", "offline")
+        again = resolve("lab/p/act-lift-best-step-10000:latest", Store(tmp_path / "4True"))
+        assert again.version is not None and again.version.step == 10000
+    downloads = wandb_server.requests.copy()
+    with pytest.raises(UserError, match=r"W&B's v1 is p/act-lift:v1"):
+        resolve("act-lift:v1", store)
+    assert wandb_server.requests == downloads and not store.exists
+    with pytest.raises(
+        UserError, match=r"there is no model store in [\s\S]*looked for in .*; W&B has no lab/p/act-left:lat"
+    ):
+        resolve("act-left", store)
+    monkeypatch.setenv("GILBRETH_STORE", str(store.root))
+    assert (download_checkpoint_from_wandb("act-lift:best") / "config.json").is_file()
+
+
+def test_what_does_not_answer_is_waited_for_as_long_as_the_probe_waits(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hole:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{hole.getsockname()[1]}")
+        monkeypatch.setattr("tracking.store.remote._PROBE_S", 1.0)
+        began = time.monotonic()
+        with pytest.raises(UserError, match=r"did not answer within 1 s\n  next: where there is internet"):
+            resolve("act-lift:best", store)
+        assert time.monotonic() - began < 5
+
+
+def test_a_store_that_may_only_be_read(wandb_server: WandbServer, store: Store, tmp_path: Path) -> None:
+    """GIVEN a folder of others THEN its models are found and used, W&B's too, and what is not there is refused."""
+    publish(store, save_bundle(tmp_path / "b"), "act-lift", "best", target="lab/p")
+    push(store, lambda _: None)
+    publish(store, save_bundle(tmp_path / "c", 1.0), "act-lift", target="lab/p")
+    far = Store(tmp_path / "far")
+    publish(far, save_bundle(tmp_path / "d", 2.0), "act-square", target="lab/p")
+    push(far, lambda _: None)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    claim_identity(run_dir, "ab12cd34", "eval", "p", "lab")
+    program = """
+import sys
+from pathlib import Path
+from tracking import UserError
+from tracking.store import open_store, resolve
+from tracking.store.lineage import record_use
+from tracking.store.resolve import pin
+
+store = open_store()
+found = resolve("act-lift:best", store)
+pin(store, found, "a job", seconds=60)
+record_use(store, found, Path(sys.argv[1]))
+print(found, resolve("lab/p/act-lift:best", store), (found.path / "config.json").read_text())
+try:
+    resolve("act-square", store, project="lab/p")
+except UserError as error:
+    print(error)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GILBRETH_STORE": str(store.root)}
+    with only_readable(store.root):
+        command = as_reader(sys.executable, "-c", program, run_dir)
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=120)
+    lines = done.stdout.splitlines()
+    assert lines[0] == 'act-lift:v0 act-lift:v0 {"type": "act"}'
+    assert "lab/p/act-square:v0 is not in the model store" in lines[-2] and "may only be read here" in lines[-2]
+    assert lines[-1] == "  next: name a store of yours with --store FOLDER or GILBRETH_STORE=FOLDER"
+    said = f"note: the model store {store.root} may only be read here: the pin of act-lift:v0 is not recorded there\n"
+    assert done.stderr == said
+    assert [path.name for path in (run_dir / "inputs").iterdir()] == ["act-lift-v0.json"]
+
+
 @pytest.mark.parametrize("name", ["model.pt", "weights.bin"])
 def test_a_pickle_on_wandb_is_not_even_fetched(
     wandb_server: WandbServer, store: Store, tmp_path: Path, name: str
@@ -183,6 +283,34 @@ def test_a_pickle_on_wandb_is_not_even_fetched(
     assert store.names() == []
     assert not any((store.root / "incoming").iterdir()) if (store.root / "incoming").exists() else True
     assert not [found for found in wandb_server.requests[asked:] if found.operation == "upload"]
+
+
+def test_what_is_deleted_on_wandb_is_not_said_to_be_there_and_goes_up_again_when_asked_for(
+    wandb_server: WandbServer, store: Store, tmp_path: Path
+) -> None:
+    """GIVEN `keep_last_n` WHEN the mirror has uploaded THEN older ones without an alias go, with a line each."""
+    for number in range(4):
+        bundle = save_bundle(tmp_path / str(number), float(number))
+        publish(store, bundle, "act-lift", ["prod"] if number == 1 else [], {"keep_last_n": 1}, target="lab/p")
+    said: list[str] = []
+    assert push(store, said.append).failed == []
+    assert [line for line in said if "keep_last_n" in line] == [
+        f"lab/p/act-lift:v{number} goes: keep_last_n of act-lift is 1" for number in (2, 0)
+    ]
+    assert members(wandb_server) == [["prod"], ["latest"]]
+    assert sorted(store.state("act-lift").versions) == [0, 1, 2, 3], "nothing goes from the store"
+    found = resolve("act-lift:v0", store)
+    assert on_wandb(store, found) is None
+    assert version_facts(store, found)["wandb"] is None
+    with pytest.raises(UserError, match=r"act-lift:v0 is not on W&B yet\n  next: python -m tracking.models push"):
+        link(store, Reference("act-lift", "v0"), "wandb-registry-model/lift", [])
+    assert not needs_push(store) and not may_need_push(store)
+    assert push(store, said.append).uploaded == {}
+    want_upload(store, found, "lab/p")
+    assert push(store, said.append).uploaded == {"act-lift:v0": "lab/p/act-lift:v4"}
+    assert on_wandb(store, found) == "lab/p/act-lift:v4"
+    want_upload(store, found, "lab/other")
+    assert push(store, said.append).uploaded == {"act-lift:v0": "lab/other/act-lift:v0"}
 
 
 def test_a_link_into_a_registry_and_a_server_that_has_none(
@@ -249,7 +377,8 @@ class TestOlderInterface:
     def test_download_and_list(
         self, wandb_server: WandbServer, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
     ) -> None:
-        publish(store, save_bundle(tmp_path / "b", 3.0), "act-lift", "best", {"success_rate": 0.9}, target="lab/p")
+        bundle = save_bundle(tmp_path / "b", 3.0)
+        publish(store, bundle, "act-lift", "best", {"success_rate": 0.9}, target="lab/p", description="d")
         push(store, lambda _: None)
         monkeypatch.chdir(tmp_path / "home")
         monkeypatch.setenv("WANDB_PROJECT", "p")
@@ -263,7 +392,7 @@ class TestOlderInterface:
         (copied / "model.safetensors").write_bytes(b"")
         (listed,) = list_checkpoints_from_wandb()
         assert (listed["name"], listed["version"], listed["metadata"]["success_rate"]) == ("act-lift:v0", "v0", 0.9)
-        assert sorted(listed["aliases"]) == ["best", "latest"]
+        assert (sorted(listed["aliases"]), listed["description"]) == (["best", "latest"], "d")
         monkeypatch.setenv("WANDB_MODE", "offline")
         monkeypatch.setenv("GILBRETH_STORE", str(store.root))
         (listed,) = list_checkpoints_from_wandb()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from tracking.store import Store, publish, resolve
 from tracking.store.lineage import record_use
 from tracking.store.pending import may_need_push, needs_push
 from tracking.store.resolve import move_aliases
+from tracking.sync.daemon import read_daemons
 from tracking.sync.pushed import read_push_state
 from tracking.sync.scan import Scanner
 
@@ -53,8 +56,7 @@ def store(site: Site) -> Store:
     return Store(site.folder / "models")
 
 
-@pytest.fixture
-def lineage(site: Site, store: Store, tmp_path: Path) -> tuple[str, str]:
+def make_lineage(site: Site, store: Store, tmp_path: Path) -> tuple[str, str]:
     """Two versions that runs made, the first of which another run used, and the ids of maker and user."""
     runs = [write_run(site.root / name, 3) for name in ("bc", "dagger", "eval")]
     for number, run_dir in enumerate(runs[:2]):
@@ -64,11 +66,9 @@ def lineage(site: Site, store: Store, tmp_path: Path) -> tuple[str, str]:
     return identity_of(runs[0]).run_id, identity_of(runs[2]).run_id
 
 
-def test_once_brings_the_store_to_wandb_behind_the_runs(
-    site: Site, store: Store, lineage: tuple[str, str], tmp_path: Path
-) -> None:
+def test_once_brings_the_store_to_wandb_behind_the_runs(site: Site, store: Store, tmp_path: Path) -> None:
     """GIVEN runs and a store written without a network WHEN `once` runs with its defaults THEN W&B has all of it."""
-    maker, user = lineage
+    maker, user = make_lineage(site, store, tmp_path)
     publish(store, save_bundle(tmp_path / "own", 9.0), "other", target=PROJECT)
 
     done = sync(site, "once")
@@ -108,13 +108,34 @@ def test_a_fault_is_recorded_shown_and_tried_again(site: Site, store: Store, tmp
     assert (scanner.due(), scanner.due(again=True)) == ([], [])
 
 
-def test_the_daemon_follows_the_store(site: Site, store: Store, lineage: tuple[str, str]) -> None:
-    command = [*site._command("daemon"), f"--root={store.root}", "--interval=1"]
-    daemon = site.start(command, "daemon.log")
-    _, user = lineage
+def test_the_daemon_follows_a_store_that_is_made_after_its_start(site: Site, store: Store, tmp_path: Path) -> None:
+    site.root.mkdir(exist_ok=True)
+    daemon = site.start([sys.executable, "-m", "tracking.sync", "daemon", "--interval=1"], "daemon.log")
+    wait_until(lambda: read_daemons(site.root), 30, "the daemon to look", interval=0.2)
+    assert not store.root.exists()
+    _, user = make_lineage(site, store, tmp_path)
     wait_until(lambda: not may_need_push(store) and not needs_push(store), 90, "the lineage", interval=0.2)
     assert [found["used_by"] for found in on_wandb(site)] == [[user], []]
     move_aliases(store, "act-lift", {"stable": 0})
     wait_until(lambda: not needs_push(store), 60, f"the alias: {site.said()}", interval=0.2)
     assert on_wandb(site)[0]["aliases"] == ["stable", "step-0"]
+    assert f"{store.root} is there now, and looked after too" in site.said()
+    assert [state.pid for state in read_daemons(store.root)] == [daemon.pid]
+    assert site.stop(daemon) == 0
+    assert [state.ended for state in read_daemons(store.root)] == ["a signal"]
+
+
+def test_a_root_that_is_named_may_be_made_later_and_made_again(site: Site, store: Store) -> None:
+    site.root.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "tracking.sync", "daemon", "--interval=0.2"]
+    refused = sync(site, "daemon", "--root=models")
+    assert (refused.returncode, refused.stderr.splitlines()[0]) == (2, "error: --root models: there is no such folder")
+    daemon = site.start([*command, "--root=runs", "--root=models"], "daemon.log")
+    wait_until(lambda: read_daemons(site.root), 30, "the daemon to look")
+    assert site.said() == f"{store.root} is not there yet; it is looked after once it is\n"
+    store.root.mkdir()
+    wait_until(lambda: read_daemons(store.root), 30, "the daemon to see it")
+    shutil.rmtree(store.root)
+    store.make()
+    wait_until(lambda: read_daemons(store.root), 30, "the daemon to see it again")
     assert site.stop(daemon) == 0

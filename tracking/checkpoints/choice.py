@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,7 +85,8 @@ def newest_whole(folder: Path, say: Callable[[str], None]) -> tuple[Path, Manife
         raise NoWholeCheckpointError(
             f"no checkpoint in {folder} is whole:\n    "
             + "\n    ".join(faults)
-            + f"\n  Training is not started again at step 0. To do so on purpose: mv {folder} {folder}.broken"
+            + "\n  Training is not started again at step 0. To do so on purpose: "
+            + shlex.join(["mv", str(folder), f"{folder}.broken"])
         )
     return None
 

@@ -16,6 +16,11 @@ _MODEL_SHARD = re.compile(r"zero_pp_rank_(\d+)_mp_rank_(\d+)_model_states\.pt")
 _OPTIMIZER = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 _PIPELINE = re.compile(r"layer_\d+-model_.*states\.pt")
 _EXPERT = re.compile(r"(?:layer_\d+_)?expert_.*states\.pt|expp_rank_.*states\.pt")
+# The newer and the older name.
+_EXPERT_LAYERS = ("ds_autoep_layers", "autoep_layers")
+
+# Whose checkpoints were compared with the live engines that wrote them (docs/checkpoints.md).
+_PROVEN = ("0.14", "0.16", "0.17", "0.18", "0.19")
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,7 @@ def refuse_unproven(path: Path, states: Mapping[str, Any]) -> None:
         "tensor parallelism": _above(1, dimensions.get("tp_degree"), tensor_parallel.get("autotp_size")),
         "pipeline parallelism": _above(1, dimensions.get("pp_degree")),
         "model parallelism": _above(1, states.get("mp_world_size")),
-        "MoE (expert parallelism)": bool(states.get("ds_autoep_layers")) or "num_experts" in states,
+        "MoE (expert parallelism)": any(states.get(key) for key in _EXPERT_LAYERS) or "num_experts" in states,
         "MiCS (zero_optimization.mics_shard_size)": _above(0, zero.get("mics_shard_size")),
         "ZeRO++ hpZ (zero_optimization.zero_hpz_partition_size)": _above(1, zero.get("zero_hpz_partition_size")),
         "ZenFlow (zero_optimization.zenflow)": bool(zero.get("zenflow")),
@@ -184,6 +189,23 @@ def refuse_unproven(path: Path, states: Mapping[str, Any]) -> None:
     for name, found in layouts.items():
         if found:
             raise UnprovenLayoutError(path, name)
+
+
+def version_notices(version: Any) -> list[str]:
+    """What the user should know about the DeepSpeed that wrote the shards.
+
+    Its layouts are told apart by what the shards hold; the number only says whether anybody has compared.
+
+    Args:
+        version: As the shards give it.
+    """
+    found = re.match(r"\d+\.\d+", version) if isinstance(version, str) else None
+    if found and found[0] in _PROVEN:
+        return []
+    return [
+        f"the shards were written by {f'DeepSpeed {version}' if found else 'an unknown version of DeepSpeed'};"
+        f" {', '.join(_PROVEN)} were compared with live engines"
+    ]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 
 from tracking.consolidate.dtypes import FLOATS, SIZES
-from tracking.consolidate.layout import find_shards
+from tracking.consolidate.layout import find_shards, version_notices
 from tracking.consolidate.masters import cut_to, rank_share, sharded_masters
 from tracking.consolidate.matching import named_masters, same_weights
 from tracking.consolidate.reading import Reader
@@ -80,7 +80,7 @@ def make_plan(checkpoint: Path, dtype: str) -> Plan:
         else:
             masters = sharded_masters(states, model.groups)
             shapes = {name: shape for group in model.groups for name, shape in group.items()}
-        notices = _compare_weights(states, masters, reader)
+        notices = version_notices(model.version) + _compare_weights(states, masters, reader)
     tied = _tied(states)
     tensors = _other_tensors(states, {*masters, *tied})
     tensors |= {name: (shapes[name], parts) for name, parts in masters.items()}

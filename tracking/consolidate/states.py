@@ -34,6 +34,7 @@ class ModelStates:
         steps: Optimizer steps done, None where the file does not say it.
         applied: The same without the steps that were skipped for an overflow.
         optimizer: State of an optimizer that is not sharded.
+        version: Of the DeepSpeed that wrote it.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class ModelStates:
     steps: int | None
     applied: int | None
     optimizer: Any
+    version: Any
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,9 @@ def read_states(layout: Layout) -> States:
         return States([first], [], 0)
     if not layout.optimizers:
         raise UserError(
-            f"{layout.checkpoint} holds no *_optim_states.pt, but {first.path.name} belongs to a ZeRO checkpoint: the"
-            " fp32 weights are in those\n  next: take another checkpoint"
+            f"{layout.checkpoint} holds no *_optim_states.pt, but {first.path.name} belongs to a checkpoint whose fp32"
+            " weights are in those (DeepSpeed 0.17 does not save them in bf16 without ZeRO)"
+            "\n  next: take another checkpoint"
         )
     if first.groups is None:
         raise UserError(
@@ -165,6 +168,7 @@ def _model_states(path: Path) -> ModelStates:
         steps=steps,
         applied=steps - skipped if isinstance(steps, int) and isinstance(skipped, int) else None,
         optimizer=states.get("optimizer"),
+        version=states.get("ds_version"),
     )
 
 

@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol
 from tracking.consolidate.dtypes import SIZES
 from tracking.consolidate.plan import Entry
 from tracking.errors import UserError
-from tracking.files import fsync_dir, write_json
+from tracking.files import beside, fsync_dir, write_json
 
 MODEL = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -131,12 +131,12 @@ def write_model(
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.part")
+    return beside(path, f"{os.uname().nodename}.{os.getpid()}.part")
 
 
 def _remove_leftovers(folder: Path) -> None:
     """Removes what killed processes of this host left; another host's may be alive."""
-    for path in folder.glob(f".*.safetensors.{os.uname().nodename}.*.part"):
+    for path in folder.glob(f".*.safetensors.*.{os.uname().nodename}.*.part"):
         pid = path.name.split(".")[-2]
         if pid.isdigit() and not Path("/proc", pid).exists():
             path.unlink(missing_ok=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tracking.errors import UserError
 from tracking.files import read_json, write_json
@@ -54,7 +57,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _State:
-    """What is known of earlier checkpoints: steps, and the best one's outcomes by seed (JSON has text for keys)."""
+    """What is known of earlier checkpoints: steps, and the best one's outcomes by seed (JSON has text for keys).
+
+    What was decided stands by the step, with a digest of the evaluation that it was decided by.
+    """
 
     best_step: int | None = None
     best_value: float | None = None
@@ -62,6 +68,7 @@ class _State:
     last_upload: int | None = None
     last_periodic: int = 0
     last_seed: int = -1
+    decided: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Gate:
@@ -88,8 +95,31 @@ class Gate:
         """The step of the best one so far; None where there is none."""
         return self._state.best_step
 
+    @property
+    def last_seed(self) -> int:
+        """The greatest seed that anything was tried on; -1 where nothing was."""
+        return self._state.last_seed
+
+    @property
+    def best_seeds(self) -> list[int]:
+        """The seeds that the best one so far was tried on, and that others must be tried on."""
+        return sorted(map(int, self._state.best_outcomes))
+
+    def fresh_seeds(self, count: int, used: Iterable[int] = ()) -> range:
+        """Seeds on which nothing of this run was tried; from now on they count as tried, whatever becomes of them.
+
+        Args:
+            count: How many.
+            used: Seeds elsewhere that must not be among them.
+        """
+        seeds = fresh_seeds([self._state.last_seed, *used], count)
+        self._see(seeds)
+        # Also for an attempt that is killed meanwhile.
+        write_json(self._path, asdict(self._state))
+        return seeds
+
     def consider(self, evaluation: Evaluation, confirm: Confirm | None = None) -> Verdict:
-        """Decides about a checkpoint that was evaluated, and remembers it.
+        """Decides about a checkpoint that was evaluated, and remembers it: the same evaluation is decided once.
 
         Args:
             evaluation: What was found.
@@ -100,9 +130,14 @@ class Gate:
             UserError: The metric that decides was not measured, or the seeds are not those of the best one.
         """
         step, state = evaluation.step, self._state
+        known = state.decided.get(str(step))
+        if known is not None and known["evaluation"] == _digest(evaluation):
+            return Verdict(known["upload"], tuple(known["aliases"]), tuple(known["reasons"]))
         faults = self._rules.faults(evaluation.metrics)
         reasons, upload = list(faults), False
         aliases: tuple[str, ...] = ()
+        if evaluation.outcomes:
+            self._see(evaluation.outcomes)
         if self._rules.save_best_models and not faults:
             judgement = self._judge(evaluation, confirm)
             reasons.append(f"{'the best' if judgement.better else 'not the best'}: {judgement.reason}")
@@ -110,7 +145,8 @@ class Gate:
                 upload, aliases = True, (BEST,)
                 self._state = self._with_best(evaluation)
         if step == state.last_upload and not upload:
-            # An attempt that was killed after it decided may not have come to the upload.
+            # An attempt that was killed after it decided may not have come to the upload; trained again on other ranks,
+            # the policy of this step is not quite the same.
             upload = True
             reasons.append("as was decided before")
         since = step - state.last_upload if state.last_upload is not None else math.inf
@@ -124,17 +160,20 @@ class Gate:
             self._state = replace(self._state, last_periodic=step)
         if upload:
             self._state = replace(self._state, last_upload=step)
-        if self._state != state:
-            write_json(self._path, asdict(self._state))
-        return Verdict(upload, aliases, tuple(reasons) or ("neither best nor due",))
+        verdict = Verdict(upload, aliases, tuple(reasons) or ("neither best nor due",))
+        self._keep(evaluation, verdict)
+        return verdict
+
+    def _keep(self, evaluation: Evaluation, verdict: Verdict) -> None:
+        decided = {"evaluation": _digest(evaluation), **asdict(verdict)}
+        self._state = replace(self._state, decided={**self._state.decided, str(evaluation.step): decided})
+        write_json(self._path, asdict(self._state))
 
     def _judge(self, evaluation: Evaluation, confirm: Confirm | None) -> Judgement:
         state = self._state
         value = self._value(evaluation)
         if math.isnan(value):
             return Judgement(better=False, confirm=False, reason=f"{self._rules.best_model_metric} is not a number")
-        if evaluation.step == state.best_step and self._with_best(evaluation) == state:
-            return Judgement(better=True, confirm=False, reason="as was decided before")
         if self._rule == "naive":
             new, best = {0: value}, None if state.best_value is None else {0: state.best_value}
             return judge(new, best, rule="naive")
@@ -143,15 +182,11 @@ class Gate:
                 "a fair comparison needs what came out on each seed, and this evaluation has none\n"
                 "  next: give Evaluation(outcomes={seed: …}), or --best-rule naive"
             )
-        self._see(evaluation.outcomes)
         best = {int(seed): known for seed, known in state.best_outcomes.items()} or None
         judgement = judge(evaluation.outcomes, best)
         if not judgement.confirm or confirm is None:
             return judgement
-        seeds = fresh_seeds([self._state.last_seed], len(evaluation.outcomes))
-        self._see(seeds)
-        # Seeds that were tried are not fresh any more, also for an attempt that is killed meanwhile.
-        write_json(self._path, asdict(self._state))
+        seeds = self.fresh_seeds(len(evaluation.outcomes))
         return judge(evaluation.outcomes, best, fresh=confirm(seeds))
 
     def _value(self, evaluation: Evaluation) -> float:
@@ -172,3 +207,8 @@ class Gate:
         return replace(
             self._state, best_step=evaluation.step, best_value=self._value(evaluation), best_outcomes=outcomes
         )
+
+
+def _digest(evaluation: Evaluation) -> str:
+    found = [sorted(evaluation.metrics.items()), sorted(evaluation.outcomes.items())]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]

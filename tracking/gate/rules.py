@@ -21,6 +21,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tracking.errors import UserError, unknown
+from tracking.yaml_form import load_yaml
 
 SECTION = "model_management"
 _REWARD = "reward_threshold"
@@ -87,8 +88,10 @@ class ModelManagement(BaseModel):
     @field_validator("upload_conditions", mode="before")
     @classmethod
     def _conditions(cls, given: Any) -> Any:
+        if given is None or isinstance(given, list | tuple):  # as `model_dump` writes them
+            return given or ()
         if not isinstance(given, Mapping):
-            return given if given is not None else ()
+            raise ValueError("expected a mapping, as in {min_success_rate: 0.6}")
         return tuple(_condition(str(key), value) for key, value in given.items())
 
     def faults(self, metrics: Mapping[str, float]) -> list[str]:
@@ -106,7 +109,7 @@ def read_rules(source: Path | str | Mapping[str, Any]) -> ModelManagement:
         UserError: It is not of this form; an unknown key is answered with the nearest valid one.
     """
     place = SECTION if isinstance(source, Mapping) else f"{SECTION} in {source}"
-    form = source if isinstance(source, Mapping) else _load(Path(source))
+    form = source if isinstance(source, Mapping) else load_yaml(Path(source))
     section = (form.get(SECTION) if isinstance(form, Mapping) else form) or {}
     if not isinstance(section, Mapping):
         raise UserError(f"{place} is a mapping, not {section!r}")
@@ -118,7 +121,8 @@ def read_rules(source: Path | str | Mapping[str, Any]) -> ModelManagement:
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])
-        raise UserError(f"{where} under {place} is {fault['input']!r}: {fault['msg']}") from error
+        message = fault["msg"].removeprefix("Value error, ")
+        raise UserError(f"{where} under {place} is {fault['input']!r}: {message}") from error
 
 
 def find_metric(metrics: Mapping[str, float], name: str) -> float | None:
@@ -144,14 +148,3 @@ def _condition(key: str, value: Any) -> Condition:
     if not sign or bound not in ("min", "max") or not is_number:
         raise ValueError(f"{key}: {value!r}; expected min_METRIC or max_METRIC with a number, or METRIC: {{min, max}}")
     return Condition.model_validate({"metric": metric, bound: value})
-
-
-def _load(path: Path) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {error}") from error

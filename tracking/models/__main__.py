@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tracking.errors import UserError, exit_on_user_error
+from tracking.errors import UserError, exit_on_disk_error, exit_on_user_error
 
 if TYPE_CHECKING:
     from tracking.models.remote import RemoteRules
@@ -29,7 +29,7 @@ StoreOption = Annotated[
     typer.Option("--store", metavar="FOLDER", help="The store. Without it: GILBRETH_STORE, else ./models."),
 ]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Such as act-lift:best.")]
-Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="All names where none is given.")]
+Names = Annotated[list[str] | None, typer.Argument(metavar="NAME", help="All names where none is given.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -142,7 +142,7 @@ def pull(
 
 @app.command()
 def push(
-    models: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="Upload these too.")] = None,
+    models: Annotated[list[str] | None, typer.Argument(metavar="MODEL", help="Upload these too.")] = None,
     project: Annotated[
         str | None, typer.Option(metavar="[ENTITY/]PROJECT", help="W&B project of the named ones.")
     ] = None,
@@ -168,14 +168,14 @@ def push(
 @app.command()
 def alias(
     model: Model,
-    aliases: Annotated[list[str], typer.Argument(metavar="ALIAS...", help="Such as best, stable, prod.")],
+    aliases: Annotated[list[str], typer.Argument(metavar="ALIAS", help="Such as best, stable, prod.")],
     remove: Annotated[bool, typer.Option("--remove", help="Take them away instead.")] = False,
     store: StoreOption = None,
 ) -> None:
     """Puts aliases at a version: they leave the one that had them."""
     with exit_on_user_error():
         from tracking.models.files import check_alias
-        from tracking.store.resolve import move_aliases
+        from tracking.store.resolve import move_aliases, remove_aliases
 
         where = _open(store)
         found = _resolve(where, model)
@@ -183,7 +183,10 @@ def alias(
             raise UserError(f"{model} is no version of the store\n  next: python -m tracking.models publish PATH NAME")
         for each in aliases:
             check_alias(each, "alias")
-        move_aliases(where, found.name, dict.fromkeys(aliases, None if remove else found.version.number))
+        if remove:
+            remove_aliases(where, found, aliases)
+        else:
+            move_aliases(where, found.name, dict.fromkeys(aliases, found.version.number))
         there = ", ".join(where.state(found.name).aliases_of(found.version.number))
         print(f"{found}: {there or 'no alias'}")
 
@@ -228,7 +231,7 @@ def best(
             )
         judgement = judge_files(evaluation, against, fresh, metric=metric, rule=rule)
         if judgement.better and not dry_run:
-            move_aliases(where, found.name, {"best": found.version.number})
+            move_aliases(where, found.name, {"best": found.version.number}, expected={"best": now})
     print(f"{found} is {'the best' if judgement.better else 'not the best'}: {judgement.reason}")
     if judgement.confirm:
         print("to confirm it, evaluate both on fresh seeds and give --fresh ITS_FILE THE_BEST_ONES_FILE")
@@ -280,7 +283,9 @@ def prune(
         if remote:
             from tracking.models.remote import RemoteRules
 
-            _prune_remote(names or [], RemoteRules(keep, grace * 3600, not steps, not used), project, dry_run)
+            _prune_remote(
+                _open(store), names or [], RemoteRules(keep, grace * 3600, not steps, not used), project, dry_run
+            )
             return
         from tracking.store.prune import Rules
         from tracking.store.prune import prune as prune_store
@@ -324,11 +329,13 @@ def _keep_last(given: int | None, config: Path | None) -> int:
     return found
 
 
-def _prune_remote(names: list[str], rules: RemoteRules, project: str | None, dry_run: bool) -> None:
-    from tracking.models.remote import choose, delete
+def _prune_remote(store: Store, names: list[str], rules: RemoteRules, project: str | None, dry_run: bool) -> None:
+    from tracking.models.remote import choose, remove
     from tracking.store.publish import default_target
+    from tracking.store.push import adopt
     from tracking.words import many
 
+    adopt(store)  # what is not known to be on W&B could not be recorded as deleted
     versions = choose(project or default_target(), names, rules)
     doomed = [version for version in versions if version.held is None]
     for version in versions:
@@ -336,7 +343,7 @@ def _prune_remote(names: list[str], rules: RemoteRules, project: str | None, dry
     if dry_run:
         print(f"{many(len(doomed), 'version')} would go")
         return
-    failed = {version.name: why for version in doomed if (why := delete(version, rules)) is not None}
+    failed = {version.name: why for version in doomed if (why := remove(store, version, rules)) is not None}
     print(f"{many(len(doomed) - len(failed), 'version')} deleted")
     if failed:
         raise UserError("\n  ".join(["W&B kept:", *(f"{name}: {why}" for name, why in failed.items())]))
@@ -386,4 +393,5 @@ def _pair(text: str) -> tuple[str, Any]:
 
 
 if __name__ == "__main__":
-    app(prog_name="python -m tracking.models")
+    with exit_on_disk_error():
+        app(prog_name="python -m tracking.models")

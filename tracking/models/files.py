@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -109,7 +110,9 @@ def _target(entry: Path, path: Path, root: Path, caller: str) -> Path:
 
 
 def _endless(link: Path, caller: str) -> UserError:
-    return UserError(f"{caller}: {link} is a link that leads in a circle\n  next: remove it (rm {link})")
+    return UserError(
+        f"{caller}: {link} is a link that leads in a circle\n  next: remove it (rm {shlex.quote(str(link))})"
+    )
 
 
 def check_alias(alias: str, caller: str) -> None:

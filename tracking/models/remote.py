@@ -1,16 +1,23 @@
-"""Deleting old versions on W&B: only such as have no alias, and only after they were named."""
+"""Deleting old versions on W&B: only such as have no alias, and only after they were named.
+
+`choose` and `delete` are for whoever asks; `prune_mirrored` follows the `keep_last_n` of the run that made a model.
+"""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from tracking.errors import UserError
-from tracking.store.remote import full_project, wandb_api
+from tracking.store.log import Record
+from tracking.store.pending import waiting
+from tracking.store.remote import Unreachable, full_project, wandb_api
+from tracking.store.root import Store
+from tracking.store.state import State, is_step
 
 # What `log_checkpoint`, `publish` and our uploads make.
 TYPES = ("policy", "model")
@@ -88,6 +95,94 @@ def delete(version: RemoteVersion, rules: RemoteRules) -> str | None:
     except Exception as error:  # noqa: BLE001 - whatever W&B raises, the others can go
         return str(error)
     return None
+
+
+def prune_mirrored(store: Store, say: Callable[[str], None], *, dry_run: bool = False) -> list[str]:
+    """Deletes on W&B what a model's own rule (`keep_last_n` in the metadata of its newest version) no longer keeps.
+
+    Only versions that this store has uploaded and still has; they stay in the store. None that has an alias here or
+    there, but for `step-N`, which every version has; that a run used; that is pinned; or whose upload waits.
+
+    Args:
+        store: The store; its mapping to W&B's numbers is up to date.
+        say: Is told of each version before it is deleted.
+        dry_run: Whether to tell only.
+
+    Returns:
+        What could not be deleted, and why.
+
+    Raises:
+        Unreachable: W&B cannot be asked.
+    """
+    failed = []
+    for name in store.names():
+        keep, doomed = _behind(store.state(name))
+        rules = RemoteRules(keep, grace=0, steps_hold=False)
+        for place in sorted({artifact.rpartition("/")[0] for artifact in doomed}):
+            try:
+                found = choose(place, [name], rules)
+            except Unreachable:
+                raise
+            except UserError as error:
+                failed.append(str(error))
+                continue
+            for version in found:
+                if version.name not in doomed or version.held is not None:
+                    continue
+                say(f"{version.name} {'would go' if dry_run else 'goes'}: keep_last_n of {name} is {keep}")
+                if not dry_run and (why := remove(store, version, rules)) is not None:
+                    failed.append(f"{version.name} stays: {why}")
+            # One that was killed between the deletion and its record.
+            for artifact in doomed - {version.name for version in found}:
+                if artifact.startswith(f"{place}/") and not dry_run:
+                    forget(store, artifact)
+    return failed
+
+
+def _behind(state: State) -> tuple[int, set[str]]:
+    """The rule of a name, and W&B's names of the versions that are behind it and that nothing in the store holds."""
+    # What was taken from W&B is somebody else's.
+    own = [number for number, version in sorted(state.versions.items()) if version.target is not None]
+    keep = state.versions[own[-1]].metadata.get("keep_last_n") if own else None
+    if not isinstance(keep, int) or keep < 1:
+        return 0, set()
+    doomed = set()
+    for project in state.projects.values():
+        there = [number for number in own if number in project.artifacts]
+        doomed |= {project.artifacts[number] for number in there[:-keep] if _is_free(state, number)}
+    return keep, doomed
+
+
+def remove(store: Store, version: RemoteVersion, rules: RemoteRules) -> str | None:
+    """Deletes a version as `delete` does, and has the store take note that it is not on W&B any more."""
+    if (why := delete(version, rules)) is None:
+        forget(store, version.name)
+    return why
+
+
+def forget(store: Store, artifact: str) -> None:
+    """Takes note that a version is not on W&B any more; it is uploaded again only if somebody asks for it.
+
+    Args:
+        store: The store; one that does not know the version is left as it is.
+        artifact: W&B's name of it, `entity/project/act-lift:v3`.
+    """
+    for name in store.names():
+
+        def make(records: Sequence[Record]) -> Record | None:
+            projects = State.of(records).projects.values()
+            known = [number for one in projects for number, at in one.artifacts.items() if at == artifact]
+            return {"kind": "off_wandb", "version": known[0], "artifact": artifact} if known else None
+
+        store.log(name).append(make)
+
+
+def _is_free(state: State, number: int) -> bool:
+    """Whether nothing in the store speaks for keeping a version on W&B."""
+    now = time.time()
+    pins = [until for until in state.pins.get(number, {}).values() if until is None or until > now]
+    words = [alias for alias in state.aliases_of(number) if not is_step(alias)]
+    return not (pins or words or waiting(state, number) or state.uses.get(number))
 
 
 def _collections(api: Any, place: str) -> Iterator[tuple[str, str]]:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tracking.errors import UserError
-from tracking.files import fsync_dir
+from tracking.files import fsync_dir, named
 from tracking.store.root import Store
 
-_PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".joblib", ".th", ".model", ".npy", ".npz"}
+PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".joblib", ".th", ".model", ".npy", ".npz"}
 _CHUNK = 4 * 2**20
 # The safetensors library reads no longer header.
 _MAX_HEADER = 100_000_000
@@ -29,7 +29,7 @@ def refuse_names(names: Iterable[str], caller: str) -> None:
     """
     for name in names:
         suffix = Path(name).suffix.lower()
-        if suffix in _PICKLES:
+        if suffix in PICKLES:
             raise _pickle(caller, name)
         if suffix not in (".safetensors", ".json", ".md"):
             raise UserError(
@@ -125,7 +125,7 @@ def _use_theirs(known: Path, target: Path) -> None:
 
 def _copy(source: Path, target: Path) -> str:
     digest = hashlib.sha256()
-    with source.open("rb") as reader, target.open("xb") as writer:
+    with named(target), source.open("rb") as reader, target.open("xb") as writer:
         while chunk := reader.read(_CHUNK):
             digest.update(chunk)
             writer.write(chunk)

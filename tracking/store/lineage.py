@@ -11,7 +11,7 @@ from tracking.errors import UserError
 from tracking.exclusive import create_exclusive
 from tracking.files import read_json
 from tracking.identity import read_identity
-from tracking.intents import acknowledge
+from tracking.intents import acknowledge, acknowledgement
 from tracking.store.log import Record
 from tracking.store.push import adopt, on_wandb
 from tracking.store.reference import Reference
@@ -27,6 +27,8 @@ def job_pin(run_name: str) -> str:
 
 def record_use(store: Store, found: Resolved, run_dir: Path) -> None:
     """Records that a run uses a model, which is then not pruned; a path leaves no trace.
+
+    A store that this user may only read goes without the record, which is said.
 
     Args:
         store: The store.
@@ -55,7 +57,8 @@ def record_use(store: Store, found: Resolved, run_dir: Path) -> None:
             return None
         return {"kind": "use", "version": number, "run": run}
 
-    store.log(found.name).append(make)
+    with store.noting(f"the use of {found}"):
+        store.log(found.name).append(make)
     # The use holds it from here on.
     if job_pin(identity.run_name) in store.state(found.name).pins.get(number, {}):
         unpin(store, found, job_pin(identity.run_name))
@@ -77,7 +80,7 @@ def show_inputs(run: Any, run_dir: Path) -> list[str]:
     """
     shown = []
     for path in sorted((run_dir / "inputs").glob("*.json")):
-        if path.name.endswith(".done.json") or path.with_suffix(".done.json").exists():
+        if path.name.endswith(".done.json") or acknowledgement(path).exists():
             continue
         value = read_json(path)
         store = Store(Path(value["store"]))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tracking.files import read_json
-from tracking.intents import pending_intents
+from tracking.intents import acknowledgement, pending_intents
 from tracking.store.root import Store
 from tracking.store.state import State, Version
 from tracking.sync.pushed import read_push_state
@@ -98,7 +98,7 @@ def acknowledged(state: State) -> list[Acknowledged]:
     found = []
     for number, intents in state.waiting.items():
         for intent in map(Path, intents):
-            outcome = read_json(intent.with_suffix(".done.json"))
+            outcome = read_json(acknowledgement(intent))
             if outcome and "artifact" in outcome:
                 found.append(Acknowledged(number, intent, outcome["artifact"], outcome.get("time", 0.0)))
     return sorted(found, key=lambda one: one.time)
@@ -127,7 +127,7 @@ def is_missing(state: State, version: Version) -> bool:
 def waiting(state: State, number: int) -> list[Path]:
     """The upload intents of a version that nobody has acknowledged."""
     intents = map(Path, state.waiting.get(number, []))
-    return [intent for intent in intents if intent.exists() and not intent.with_suffix(".done.json").exists()]
+    return [intent for intent in intents if intent.exists() and not acknowledgement(intent).exists()]
 
 
 def moves(state: State) -> Iterator[Move]:

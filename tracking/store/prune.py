@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tracking.store.contents import discard
 from tracking.store.log import Record
+from tracking.store.pending import waiting
 from tracking.store.push import adopt
 from tracking.store.root import Store
 from tracking.store.state import State, is_step
@@ -87,17 +88,13 @@ def _holder(name: str, number: int, state: State, rules: Rules, *, inputs: set[s
         return f"used by {', '.join(str(run['name']) for run in state.uses[number][:3])}"
     if f"{name}:v{number}" in inputs:
         return "another model was made from it"
-    if any(_waits(Path(intent)) for intent in state.waiting.get(number, [])):
+    if waiting(state, number):
         return "its upload waits"
     if now - state.touched[number] < rules.grace:
         return "younger than the grace period"
     if number in sorted(state.versions, reverse=True)[: rules.keep_last]:
         return f"among the last {rules.keep_last}"
     return None
-
-
-def _waits(intent: Path) -> bool:
-    return intent.exists() and not intent.with_suffix(".done.json").exists()
 
 
 def _choose(name: str, state: State, rules: Rules, inputs: set[str], done: Pruned) -> list[int]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tracking.errors import UserError
-from tracking.files import fsync_dir, write_atomic
+from tracking.files import fsync_dir, read_json, write_atomic
 from tracking.identity import read_identity
-from tracking.intents import Intent, put_intent, stamp
+from tracking.intents import Intent, acknowledgement, put_intent, stamp
 from tracking.mode import decide_mode
 from tracking.models.files import check_alias, model_files, step_of
 from tracking.names import check_name
@@ -20,12 +21,13 @@ from tracking.store.card import CARD, model_card
 from tracking.store.contents import check_contents, discard, folder_digest, take
 from tracking.store.log import Record
 from tracking.store.root import Store
-from tracking.store.state import LATEST, State, Version
+from tracking.store.state import LATEST, AliasMoved, State, Version
 from tracking.values import plain
 
 POLICY = "policy"
 _CALLER = "publish"
 _PROJECT = "vla-lego"
+_TARGET = re.compile(r"[^/:\s]+(/[^/:\s]+)?")
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def publish(
     inputs: Sequence[str] = (),
     target: str | None = None,
     mirror: bool = True,
+    expected: Mapping[str, int | None] | None = None,
 ) -> Published:
     """Makes a model the next version of a name, which takes `latest` and the aliases.
 
@@ -84,8 +87,10 @@ def publish(
         target: Without a run, the W&B project to upload it to, as `entity/project` or `project`; by `WANDB_ENTITY` and
             `WANDB_PROJECT` where it is None.
         mirror: False for no upload.
+        expected: The version that an alias must be at (None: at none) for it to be moved, as whoever judged found it.
 
     Raises:
+        AliasMoved: An alias is elsewhere than `expected` says; nothing was published.
         UserError: A file is not of a kind that is loaded from other people or not whole, a name cannot be one, or the
             store cannot be made there.
         OSError: The disk is full or the store cannot be written.
@@ -101,28 +106,26 @@ def publish(
         facts["step"] = step
         given.append(f"step-{step}")
     run = _run(run_dir) if run_dir is not None else None
-    if mirror and decide_mode(None) != "disabled":
-        target = f"{run['entity'] or ''}/{run['project']}".lstrip("/") if run else target or default_target()
-    else:
-        target = None
+    target = _target(run, target) if mirror and decide_mode(None) != "disabled" else None
     given = list(dict.fromkeys([LATEST, *given]))
-    draft = {
-        "type": type,
-        "metadata": facts,
-        "description": description,
-        "run": run,
-        "inputs": list(inputs),
-        "target": target,
-        "aliases": given,
-    }
+    draft: dict[str, Any] = {"type": type, "metadata": facts, "description": description, "run": run}
+    draft |= {"inputs": list(inputs), "target": target, "aliases": given}
     store.make()
-    version, is_new = add_version(store, name, files, draft)
+    version, is_new = add_version(store, name, files, draft, expected=expected)
+    if target and version.target is None:  # the same files were published before, and were not wanted on W&B
+        want(store, name, version.number, target)
     intent = put_upload(store, name, version, given, run_dir) if target else None
     return Published(name, version, store.folder(name, version), is_new, intent)
 
 
 def add_version(
-    store: Store, name: str, files: Mapping[str, Path], draft: Mapping[str, Any], *, only_free: bool = False
+    store: Store,
+    name: str,
+    files: Mapping[str, Path],
+    draft: Mapping[str, Any],
+    *,
+    only_free: bool = False,
+    expected: Mapping[str, int | None] | None = None,
 ) -> tuple[Version, bool]:
     """Takes files into the store as the next version of a name, or finds the version that has them.
 
@@ -132,6 +135,7 @@ def add_version(
         files: Where each file is, by its name.
         draft: The record of the version without its number and files.
         only_free: Whether aliases that are at another version stay there.
+        expected: As in `publish`.
 
     Returns:
         The version, and whether it is new.
@@ -154,6 +158,7 @@ def add_version(
     def make(records: Sequence[Record]) -> Record:
         nonlocal number
         state = State.of(records)
+        state.expect(name, expected or {})
         aliases = [alias for alias in draft["aliases"] if not (only_free and alias in state.aliases)]
         same = state.same(digest)
         number = same.number if same else state.next_number
@@ -161,7 +166,11 @@ def add_version(
             return {"kind": "alias", "set": dict.fromkeys(aliases, number)}
         return {**version, "version": number, "aliases": aliases}
 
-    made = store.log(name).append(make)
+    try:
+        made = store.log(name).append(make)
+    except AliasMoved:
+        discard(folder)
+        raise
     is_new = made is not None and made["kind"] == "version"
     if not is_new:
         discard(folder)
@@ -190,6 +199,7 @@ def put_upload(store: Store, name: str, version: Version, aliases: Sequence[str]
         version.type,
         {file: str(at.relative_to(root) if at.is_relative_to(root) else at) for file, at in files.items()},
         aliases=tuple(alias for alias in aliases if alias != LATEST),
+        description=version.description,
         metadata={
             **version.metadata,
             "run_id": version.run["id"] if version.run else None,
@@ -200,6 +210,8 @@ def put_upload(store: Store, name: str, version: Version, aliases: Sequence[str]
         stamps={file: stamp(at) for file, at in files.items()},
     )
     path = put_intent(aside, intent)
+    if _was_deleted(store, name, path):
+        acknowledgement(path).unlink(missing_ok=True)
 
     def make(records: Sequence[Record]) -> Record | None:
         if str(path) in State.of(records).waiting.get(version.number, []):
@@ -208,6 +220,37 @@ def put_upload(store: Store, name: str, version: Version, aliases: Sequence[str]
 
     store.log(name).append(make)
     return path
+
+
+def _was_deleted(store: Store, name: str, intent: Path) -> bool:
+    """Whether W&B had what an intent made, and it was deleted there since."""
+    outcome = read_json(acknowledgement(intent)) or {}
+    deleted = [record for record in store.log(name).read() if record["kind"] == "off_wandb"]
+    return any(one["artifact"] == outcome.get("artifact") and one["time"] > outcome["time"] for one in deleted)
+
+
+def want(store: Store, name: str, number: int, target: str) -> None:
+    """Records that a version should be on W&B."""
+    store.log(name).append(lambda _: {"kind": "target", "version": number, "target": target})
+
+
+def _target(run: Mapping[str, Any] | None, given: str | None) -> str:
+    """The W&B project of a version: its run's, where a run made it."""
+    return f"{run['entity'] or ''}/{run['project']}".lstrip("/") if run else check_target(given or default_target())
+
+
+def check_target(target: str) -> str:
+    """Refuses what names no W&B project.
+
+    Raises:
+        UserError: It is neither `entity/project` nor `project`.
+    """
+    if _TARGET.fullmatch(target) is None:
+        raise UserError(
+            f"{target!r} is no W&B project: expected ENTITY/PROJECT or PROJECT\n"
+            "  next: mend --project, or WANDB_ENTITY and WANDB_PROJECT"
+        )
+    return target
 
 
 def default_target(environ: Mapping[str, str] = os.environ) -> str:

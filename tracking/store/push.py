@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tracking.errors import UserError
-from tracking.intents import acknowledge, changed_file, pending_intents, read_intent
+from tracking.intents import acknowledgement, pending_intents, read_intent
 from tracking.names import slug
 from tracking.store import pending
-from tracking.store.publish import default_target, put_upload
+from tracking.store.publish import check_target, default_target, put_upload, want
 from tracking.store.reference import Reference
 from tracking.store.remote import artifact_of, full_project, record_artifact, wandb_api
 from tracking.store.resolve import Resolved, find
-from tracking.store.root import Store
+from tracking.store.root import Store, is_read_only
 from tracking.store.state import LATEST, Version
+from tracking.sync.views.client import confirm, drop_changed, foreign_settings, log_files
 
 _RUN_NAME = "model store"
 
@@ -45,7 +45,8 @@ class Pushed:
 def push(store: Store, say: Callable[[str], None] = print, *, grace: float = 0.0) -> Pushed:
     """Uploads what waits in the store, puts W&B's aliases where the store's are, and shows which runs used what.
 
-    Uploads that wait in a run's folder are left to whoever pushes that run.
+    Uploads that wait in a run's folder are left to whoever pushes that run. Where something was uploaded, what a
+    model's `keep_last_n` no longer keeps is deleted on W&B.
 
     Args:
         store: The store.
@@ -55,6 +56,8 @@ def push(store: Store, say: Callable[[str], None] = print, *, grace: float = 0.0
     Raises:
         Unreachable: W&B cannot be asked.
     """
+    from tracking.models.remote import prune_mirrored
+
     done = Pushed()
     new = adopt(store)
     put_what_is_missing(store, done, grace)
@@ -67,11 +70,14 @@ def push(store: Store, say: Callable[[str], None] = print, *, grace: float = 0.0
         by_target.setdefault(full_project(api, target), []).append(path)
     for target, paths in by_target.items():
         _upload_all(store, target, paths, done, say)
-    for name, uploaded in new + adopt(store):
+    new += adopt(store)
+    for name, uploaded in new:
         _ask_aliases(store, api, name, uploaded, done)
     for name in store.names():
         _move_aliases(store, api, name, done)
         _show_uses(store, api, name, done)
+    if new:
+        done.failed += prune_mirrored(store, say)
     return done
 
 
@@ -82,12 +88,15 @@ def adopt(store: Store) -> list[tuple[str, pending.Acknowledged]]:
         What is new, with its name. Which of several uploads at once got an alias last is a guess until W&B is asked.
     """
     new = []
-    with suppress(PermissionError):  # a store of others, which is only read here
+    try:
         for name in store.names():
             for done in pending.acknowledged(store.state(name)):
                 aliases = [LATEST, *read_intent(done.intent).aliases]
                 record_artifact(store, name, done.number, done.artifact, aliases, intent=str(done.intent))
                 new.append((name, done))
+    except OSError as error:
+        if not is_read_only(error):  # a store of others, which is only read here
+            raise
     return new
 
 
@@ -100,14 +109,18 @@ def want_upload(store: Store, found: Resolved, target: str) -> None:
         target: The W&B project, as `entity/project` or `project`.
 
     Raises:
-        UserError: It is no version of the store.
+        UserError: It is no version of the store, or the project is none.
     """
     if found.name is None or found.version is None:
         raise UserError(f"{found} is no version of the store\n  next: python -m tracking.models publish {found} NAME")
+    adopt(store)
     number = found.version.number
-    store.log(found.name).append(lambda _: {"kind": "target", "version": number, "target": target})
+    want(store, found.name, number, check_target(target))
     state = store.state(found.name)
-    put_upload(store, found.name, state.versions[number], state.aliases_of(number))
+    path = put_upload(store, found.name, state.versions[number], state.aliases_of(number))
+    there = [place for place, project in state.projects.items() if number in project.artifacts]
+    if not any(target in (place, place.partition("/")[2]) for place in there):
+        acknowledgement(path).unlink(missing_ok=True)  # it was uploaded to another project
 
 
 def link(store: Store, wanted: Reference, collection: str, aliases: list[str]) -> str:
@@ -191,15 +204,6 @@ def _upload_all(store: Store, target: str, paths: list[Path], done: Pushed, say:
 
     entity, project = target.split("/")
     with tempfile.TemporaryDirectory(prefix="wandb-", ignore_cleanup_errors=True) as scratch:
-        settings = wandb.Settings(
-            console="off",
-            disable_code=True,
-            disable_git=True,
-            silent=True,
-            x_disable_meta=True,
-            x_disable_stats=True,
-            x_save_requirements=False,
-        )
         # One run for all of a store's uploads: W&B shows an artifact as some run's.
         run = wandb.init(
             id=slug(f"models-{store.identity}"),
@@ -211,7 +215,7 @@ def _upload_all(store: Store, target: str, paths: list[Path], done: Pushed, say:
             dir=scratch,
             resume="allow",
             reinit="create_new",
-            settings=settings,
+            settings=foreign_settings(),
         )
         try:
             for path in paths:
@@ -221,28 +225,18 @@ def _upload_all(store: Store, target: str, paths: list[Path], done: Pushed, say:
 
 
 def _upload(store: Store, run: Any, path: Path, done: Pushed, say: Callable[[str], None]) -> None:
-    import wandb
-
     intent = read_intent(path)
     version = str(intent.metadata["store"]["version"])
-    if (changed := changed_file(store.root, intent)) is not None:
-        acknowledge(path, {"dropped": f"{changed} was changed or removed before it could be uploaded"})
+    if (changed := drop_changed(store.root, path, intent)) is not None:
         done.failed.append(f"{version}: {changed} is not there any more")
         return
-    artifact = wandb.Artifact(intent.name, intent.type, metadata=dict(intent.metadata))
-    for name, file in intent.files.items():
-        # Without these W&B copies every file into the home folder's cache.
-        artifact.add_file(str(store.root / file), name=name, policy="immutable", skip_cache=True)
+    files = {name: store.root / file for name, file in intent.files.items()}
     try:
-        logged = run.log_artifact(artifact, aliases=list(dict.fromkeys([LATEST, *intent.aliases]))).wait()
-        if logged.state != "COMMITTED":
-            raise RuntimeError(f"the server has it as {logged.state}")
+        done.uploaded[version] = confirm(path, log_files(run, intent, files).wait())
     except Exception as error:  # noqa: BLE001 - whatever W&B raises, the upload stays put aside
         done.failed.append(f"{version}: {error}")
         return
-    acknowledge(path, {"version": logged.version, "artifact": logged.qualified_name})
-    done.uploaded[version] = logged.qualified_name
-    say(f"{version} is {logged.qualified_name}")
+    say(f"{version} is {done.uploaded[version]}")
 
 
 def _ask_aliases(store: Store, api: Any, name: str, uploaded: pending.Acknowledged, done: Pushed) -> None:

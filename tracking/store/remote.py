@@ -15,7 +15,7 @@ from tracking.store.contents import check_contents, discard, file_digest, folder
 from tracking.store.log import Record
 from tracking.store.publish import add_version
 from tracking.store.reference import Reference, old_form
-from tracking.store.root import Store
+from tracking.store.root import VARIABLE, Store, is_read_only
 from tracking.store.state import State
 from tracking.sync.probe import probe
 
@@ -78,20 +78,43 @@ def fetch(store: Store, wanted: Reference, name: str | None = None) -> tuple[str
 
     Raises:
         Unreachable: W&B cannot be asked.
-        UserError: There is no such version, or it holds what is not loaded from other people.
+        UserError: There is no such version, it holds what is not loaded from other people, or the store does not have
+            it and may only be read here.
     """
-    api = wandb_api()
-    artifact = artifact_of(api, replace(wanted, project=full_project(api, wanted.project or "")))
+    artifact = look_up(wanted)
     place = str(artifact.source_qualified_name)
     name = name or str(artifact.source_name).partition(":")[0]
     store.make()
     state = store.state(name)
     project = state.projects.get(place.rpartition("/")[0])
     known = next((n for n, known in project.artifacts.items() if known == place), None) if project else None
-    if known is None or known not in state.versions:
-        known = _download(store, artifact, name)
-    record_artifact(store, name, known, place, artifact.aliases)
+    try:
+        if known is None or known not in state.versions:
+            known = _download(store, artifact, name)
+        record_artifact(store, name, known, place, artifact.aliases)
+    except OSError as error:
+        if not is_read_only(error):
+            raise
+        if known is None or known not in state.versions:
+            raise UserError(
+                f"{place} is not in the model store {store.root}, which may only be read here\n"
+                f"  next: name a store of yours with --store FOLDER or {VARIABLE}=FOLDER"
+            ) from error
     return name, known
+
+
+def look_up(wanted: Reference) -> Any:
+    """Finds a version on W&B; its project may be named without the entity.
+
+    Returns:
+        A `wandb.Artifact`.
+
+    Raises:
+        Unreachable: W&B cannot be asked.
+        UserError: There is no such version.
+    """
+    api = wandb_api()
+    return artifact_of(api, replace(wanted, project=full_project(api, wanted.project or "")))
 
 
 def artifact_of(api: Any, wanted: Reference) -> Any:

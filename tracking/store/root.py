@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from tracking.errors import UserError, unknown
@@ -19,6 +22,18 @@ from tracking.store.state import State, Version
 VARIABLE = "GILBRETH_STORE"
 _DEFAULT = "models"
 _MARK = "store.json"
+# What a disk answers whoever may only read it: no permission, or mounted so.
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+_said: set[Path] = set()
+
+
+class Absent(UserError):
+    """The store has no such name, version or alias; the message says what it has."""
+
+
+def is_read_only(error: OSError) -> bool:
+    """Whether a disk has refused a write because this user may only read there."""
+    return error.errno in _READ_ONLY
 
 
 class Store:
@@ -97,17 +112,32 @@ class Store:
         """What is there under a name.
 
         Raises:
-            UserError: There is no such name, or no store.
+            Absent: There is no such name, or no store.
         """
         if not self.exists:
-            raise UserError(
+            raise Absent(
                 f"there is no model store in {self.root}\n"
                 f"  next: name its folder with --store FOLDER or {VARIABLE}=FOLDER; publishing a model makes one"
             )
         state = self.state(name)
         if not state.next_number:
-            raise unknown("model", name, self.names())
+            raise Absent(str(unknown("model", name, self.names())))
         return state
+
+    @contextmanager
+    def noting(self, what: str) -> Iterator[None]:
+        """Goes on without a record that the disk does not take, as in a store of others, which is said once.
+
+        Args:
+            what: What is then not recorded.
+        """
+        try:
+            yield
+        except OSError as error:
+            if self.root not in _said:
+                _said.add(self.root)
+                why = "may only be read here" if is_read_only(error) else f"cannot be written ({error.strerror})"
+                print(f"note: the model store {self.root} {why}: {what} is not recorded there", file=sys.stderr)
 
     def folder(self, name: str, version: Version) -> Path:
         """The files of a version."""

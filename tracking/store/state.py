@@ -7,9 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tracking.errors import UserError
 from tracking.store.log import Record
 
 LATEST = "latest"
+
+
+class AliasMoved(UserError):
+    """An alias is not where the caller took it to be when it decided to move it."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,24 @@ class State:
         found = [alias for alias, at in self.aliases.items() if at == number]
         return sorted(found, key=lambda alias: (is_step(alias), alias != LATEST, alias))
 
+    def expect(self, name: str, places: Mapping[str, int | None]) -> None:
+        """Refuses a move of aliases that was decided when they were elsewhere.
+
+        Args:
+            name: The model's name, for the message.
+            places: The version that each alias must be at; None where no version may have it.
+
+        Raises:
+            AliasMoved: One is elsewhere.
+        """
+        for alias, number in places.items():
+            if (now := self.aliases.get(alias)) != number:
+                was, is_now = (f"{name}:v{at}" if at is not None else "no version" for at in (number, now))
+                raise AliasMoved(
+                    f"{alias!r} was at {was} and is at {is_now} meanwhile; nothing was moved\n"
+                    "  next: compare with the version that has it now"
+                )
+
     def _apply(self, record: Record) -> None:
         match record["kind"]:
             case "version":
@@ -145,8 +168,8 @@ class State:
                 self.versions[number] = replace(self.versions[number], target=record["target"])
             case "waiting":
                 self.waiting.setdefault(record["version"], []).append(record["intent"])
-            case "wandb":
-                self._mirror(record)
+            case "wandb" | "off_wandb" as kind:
+                (self._mirror if kind == "wandb" else self._forget)(record)
             case "gone":
                 for number in record["versions"]:
                     if number in self.versions:
@@ -192,6 +215,16 @@ class State:
         project.aliases |= dict.fromkeys(record["aliases"], number)
         if record.get("intent") in self.waiting.get(number, []):
             self.waiting[number].remove(record["intent"])
+
+    def _forget(self, record: Record) -> None:
+        """A version was deleted on W&B, and is not to be uploaded again unless somebody asks for it."""
+        number, artifact = record["version"], record["artifact"]
+        project = self.projects.get(artifact.rpartition("/")[0], Project())
+        if project.artifacts.get(number) == artifact:
+            del project.artifacts[number]
+            project.aliases = {alias: at for alias, at in project.aliases.items() if at != number}
+        if number in self.versions:
+            self.versions[number] = replace(self.versions[number], target=None)
 
 
 def is_step(alias: str) -> bool:

@@ -51,14 +51,17 @@ def _run(arguments: argparse.Namespace) -> int:
         from tracking.sync.overview import show_status
 
         return show_status(roots_of(arguments.root), as_json=arguments.json)
-    roots = roots_of(arguments.root)
     if arguments.command == "once":
         from tracking.sync.foreground import push_all
 
-        return push_all(roots)
+        return push_all(roots_of(arguments.root))
     from tracking.sync.daemon import Daemon, detach
 
-    daemon = Daemon(roots, arguments.interval, arguments.max_hours)
+    awaited = [root.absolute() for root in arguments.root or _DEFAULT_ROOTS if not root.is_dir()]
+    roots = roots_of([root for root in arguments.root if root.absolute() not in awaited] or arguments.root)
+    daemon = Daemon(roots, arguments.interval, arguments.max_hours, awaited)
+    for root in awaited if arguments.root else ():
+        print(f"{root} is not there yet; it is looked after once it is", flush=True)
     if arguments.detach:
         detach(roots)
     daemon.run()
@@ -100,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="FOLDER",
         help="where run folders, W&B's offline folders and model stores are, also in groups; may be given again "
-        "(default: ./runs, ./wandb and ./models)",
+        "(default: ./runs, ./wandb and ./models); the daemon looks after those too that are made later",
     )
     as_json = argparse.ArgumentParser(add_help=False)
     as_json.add_argument("--json", action="store_true", help="print JSON instead of a table")

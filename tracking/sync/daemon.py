@@ -68,18 +68,22 @@ class DaemonState:
 class Daemon:
     """Looks after some roots until it is ended."""
 
-    def __init__(self, roots: Sequence[Path], interval: float, max_hours: float | None) -> None:
+    def __init__(
+        self, roots: Sequence[Path], interval: float, max_hours: float | None, awaited: Sequence[Path] = ()
+    ) -> None:
         """Takes the roots for this host.
 
         Args:
             roots: Existing folders.
             interval: Seconds between two looks.
             max_hours: After how many hours it ends by itself.
+            awaited: Roots that somebody may make later; then it looks after them too.
 
         Raises:
             UserError: A daemon of this host looks after one of them, or a folder cannot be written.
         """
-        self._roots = roots
+        self._roots = list(roots)
+        self._awaited = list(awaited)
         self._locks = [_lock(root) for root in roots]
         self._scanner = Scanner(roots)
         self._deadline = time.monotonic() + max_hours * 3600 if max_hours is not None else float("inf")
@@ -120,6 +124,9 @@ class Daemon:
         _say(f"the daemon ends: {why}")
 
     def _look(self) -> None:
+        for root in [root for root in self._awaited if root.is_dir()]:
+            self._awaited.remove(root)
+            self._adopt(root)
         self._reap()
         due = self._scanner.due()
         waits = self._state.next_try is not None and time.time() < self._state.next_try
@@ -128,6 +135,17 @@ class Daemon:
         if self._pusher is not None:
             self._tell(self._pusher, due)
         self._note(looked=time.time(), pushing=self._pusher is not None)
+
+    def _adopt(self, root: Path) -> None:
+        try:
+            self._locks.append(_lock(root))
+            write_atomic(_file(root, "daemon", "pid"), f"{os.getpid()}\n")
+        except (UserError, OSError) as error:  # another daemon was faster, or only others may write there
+            _say(f"{root} is left alone: {str(error).splitlines()[0]}")
+            return
+        self._roots.append(root)
+        self._scanner.add(root)
+        _say(f"{root} is there now, and looked after too")
 
     def _start_pusher(self) -> subprocess.Popen[str]:
         self._began = time.monotonic()
@@ -187,7 +205,8 @@ class Daemon:
     def _note(self, **changes: str | float | None) -> None:
         self._state = DaemonState(**{**asdict(self._state), **changes})
         for root in self._roots:
-            with suppress(OSError):  # a full disk; what matters is in the run folders
+            with suppress(OSError):  # a full disk, or no such root now; what matters is in the run folders
+                (root / ".sync").mkdir(exist_ok=True)  # a root may be removed and made again
                 write_json(_file(root, "daemon", "json"), asdict(self._state), durable=False)
 
 

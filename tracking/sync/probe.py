@@ -40,7 +40,10 @@ def probe(seconds: float) -> Verdict:
     """
     import wandb
 
-    settings = wandb.setup().settings
+    try:
+        settings = wandb.setup().settings
+    except Exception as error:  # noqa: BLE001 - a service of the client's that has died is as bad as no network
+        return Verdict("offline", f"W&B's client does not start: {error}", "")
     url = settings.base_url
     key = _key(settings)
     if key is None and not settings.identity_token_file:

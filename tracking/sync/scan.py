@@ -44,11 +44,15 @@ class Scanner:
     """Looks again and again, and reads nothing of what has not changed since it was pushed."""
 
     def __init__(self, roots: Sequence[Path]) -> None:
-        self._roots = roots
+        self._roots = list(roots)
         self._observer = Observer()
         self._settled: dict[Path, _Signature] = {}
         # What was read of a store's records is not read again.
         self._stores: dict[Path, Store] = {}
+
+    def add(self, root: Path) -> None:
+        """Looks below another root from now on."""
+        self._roots.append(root)
 
     def due(self, *, again: bool = False) -> list[Path]:
         """The folders that somebody should push now.

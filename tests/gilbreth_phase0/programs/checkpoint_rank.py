@@ -7,14 +7,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 
@@ -28,6 +26,8 @@ from tracking.checkpoints import Retention
 from tracking.consolidate import consolidated_weights
 from tracking.errors import UserError
 from tracking.ownership import AttemptKey, Owner
+
+from live_engine import digest
 
 STAGES = range(4)
 SAVED, LAST, SEED = 3, 6, 0
@@ -60,15 +60,6 @@ def train(wrapped: Any, job: Job, first: int, last: int) -> None:
         loss, _ = wrapped(list(data[batch]))
         wrapped.backward(loss)
         wrapped.step()
-
-
-def digest(weights: dict[str, torch.Tensor]) -> str:
-    sha = hashlib.sha256()
-    for name, weight in sorted(weights.items()):
-        sha.update(
-            f"{name} {weight.dtype} {tuple(weight.shape)}".encode() + weight.detach().contiguous().numpy().tobytes()
-        )
-    return sha.hexdigest()
 
 
 def live(wrapped: Any) -> str:

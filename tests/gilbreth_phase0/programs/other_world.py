@@ -8,12 +8,8 @@ FOLDER/<turn>.json. Starting DeepSpeed takes longer than all else here, so that 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
-import signal
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -25,34 +21,28 @@ from torch import nn
 from gilbreth_phase0 import engine
 from gilbreth_phase0.checkpointer import Checkpointer
 from gilbreth_phase0.job import Job
-from gilbreth_phase0.ranks import keep_extensions_here
+from gilbreth_phase0.ranks import compile_extensions
 from tracking.ownership import Owner
 
-from support import free_port
+import zero_cases
+from forked_ranks import run_ranks
+from live_engine import digest, gathered
 
 STAGES = range(4)
 STEPS, BATCH = 2, 8
 
 
-class Model(nn.Module):
-    """Sizes that no number of ranks divides; what is frozen and the buffers differ from a fresh model's."""
+class Model(zero_cases.Model):
+    """With tensors in types of their own; what is frozen and the buffers differ from a fresh model's."""
 
     def __init__(self) -> None:
         super().__init__()
-        torch.manual_seed(7)
-        self.embed = nn.Embedding(11, 7)
-        self.middle = nn.Linear(7, 7)
-        self.frozen = nn.Linear(7, 7).requires_grad_(False)
         self.coarse = nn.Parameter(torch.ones(5, dtype=torch.bfloat16), requires_grad=False)
-        self.head = nn.Linear(7, 11, bias=False)
-        self.head.weight = self.embed.weight
-        self.norm = nn.BatchNorm1d(7)
+        self.norm = nn.BatchNorm1d(6)
         self.register_buffer("precise", torch.tensor([1.0], dtype=torch.float64))
-        self.register_buffer("passing", torch.ones(3), persistent=False)
 
-    def forward(self, words: torch.Tensor) -> torch.Tensor:
-        hidden = self.norm(self.frozen(self.middle(self.embed(words)).tanh()))
-        return nn.functional.cross_entropy(self.head(hidden), words) + 0 * self.coarse.sum()
+    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.norm(super().hidden(tokens)) + 0 * self.coarse.sum()
 
 
 def make_engine(stage: int, job: Job) -> Any:
@@ -72,7 +62,7 @@ def make_engine(stage: int, job: Job) -> Any:
 def disturb(module: nn.Module) -> None:
     """Gives what no optimizer holds values that only a checkpoint can bring back."""
     with torch.no_grad():
-        for parameter in [module.frozen.weight, module.frozen.bias, module.coarse]:
+        for parameter in [module.back.weight, module.back.bias, module.coarse]:
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=hasattr(parameter, "ds_id")):
                 parameter.mul_(1.25)
         module.precise.fill_(1 / 3)
@@ -80,22 +70,15 @@ def disturb(module: nn.Module) -> None:
 
 def digests(wrapped: Any) -> dict[str, str]:
     """Of every parameter, buffer and optimizer state, as the live engine has them; every rank must call it."""
-    seen: dict[str, torch.Tensor] = {}
-    stage = wrapped.zero_optimization_stage()
+    kept = wrapped.module.state_dict()
+    seen = {name: value for name, value in wrapped.module.named_buffers() if name in kept}
     for name, parameter in wrapped.module.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3):
-            seen[name] = parameter.detach().clone()
-        if parameter.requires_grad and stage:
+        seen[name] = gathered(parameter)
+        if parameter.requires_grad and wrapped.zero_optimization_stage():
             seen[f"{name} fp32"] = safe_get_full_fp32_param(parameter)
             for state in ("exp_avg", "exp_avg_sq"):
                 seen[f"{name} {state}"] = safe_get_full_optimizer_state(parameter, state)
-    seen |= {
-        name: value for name, value in wrapped.module.state_dict().items() if name.startswith(("norm.", "prec"))
-    } | {name: seen[name] for name in seen if name.startswith("norm.")}
-    return {
-        name: hashlib.sha256(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
-        for name, value in seen.items()
-    }
+    return {name: digest({name: value}) for name, value in seen.items()}
 
 
 def turn(number: int, folder: Path, job: Job) -> dict[str, Any]:
@@ -128,9 +111,7 @@ def turn(number: int, folder: Path, job: Job) -> dict[str, Any]:
     return seen
 
 
-def rank_of(rank: int, world_size: int, port: int, number: int, folder: Path) -> None:
-    values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in values.items()}
+def rank_of(rank: int, number: int, folder: Path) -> None:
     job = Job.start(folder, "cpu")
     seen = turn(number, folder, job)
     if rank == 0:
@@ -138,35 +119,8 @@ def rank_of(rank: int, world_size: int, port: int, number: int, folder: Path) ->
     job.close()
 
 
-def run_world(world_size: int, number: int, folder: Path) -> None:
-    port = free_port()
-    ranks = set()
-    for rank in range(world_size):
-        child = os.fork()
-        if child:
-            ranks.add(child)
-            continue
-        code = 1
-        try:
-            rank_of(rank, world_size, port, number, folder)
-            code = 0
-        finally:
-            if code:
-                traceback.print_exc()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    while ranks:
-        ended, status = os.wait()
-        ranks.discard(ended)
-        if status:
-            # The others would wait for it.
-            for rank in ranks:
-                os.kill(rank, signal.SIGKILL)
-            sys.exit(f"a rank of {world_size} failed: {os.waitstatus_to_exitcode(status)}")
-
-
 if __name__ == "__main__":
-    keep_extensions_here()
-    for turn_number, ranks_of_turn in enumerate(sys.argv[2:]):
-        run_world(int(ranks_of_turn), turn_number, Path(sys.argv[1]))
+    compile_extensions()
+    run_folder = Path(sys.argv[1])
+    for turn_number, world_size in enumerate(map(int, sys.argv[2:])):
+        run_ranks(world_size, lambda rank, number=turn_number: rank_of(rank, number, run_folder))

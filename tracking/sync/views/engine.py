@@ -13,14 +13,12 @@ from typing import Any, Literal
 from tracking.identity import Identity
 from tracking.journal import Config, End, Event, Metadata, Row, Segment
 from tracking.labels import Labels
+from tracking.sync.views.client import foreign_settings
 from tracking.sync.views.media import shown
 from tracking.sync.views.origin import Origin
 from tracking.sync.views.run_files import RunFiles
 
 PREEMPTED_EXIT_CODE = 143
-
-# W&B's own bound is 90 s; the journal waits, and a fresh attempt costs nothing.
-_INIT_TIMEOUT_S = 30
 
 _OWN_VALUES = ("_step", "_timestamp", "train/step")
 
@@ -48,21 +46,8 @@ def open_run(
     import wandb
 
     origin = origin or Origin()
-    # What this process does is not what the run did: nothing of it is recorded.
-    settings = wandb.Settings(
-        console="off",
-        disable_code=True,
-        disable_git=True,
-        git_commit=origin.commit,
-        git_remote_url=origin.remote,
-        host=origin.host,
-        init_timeout=_INIT_TIMEOUT_S,
-        program=origin.program,
-        save_code=False,
-        silent=True,
-        x_disable_meta=True,
-        x_disable_stats=True,
-        x_save_requirements=False,
+    settings = foreign_settings(
+        git_commit=origin.commit, git_remote_url=origin.remote, host=origin.host, program=origin.program
     )
     run = wandb.init(
         id=identity.run_id,

@@ -10,8 +10,9 @@ from typing import Any
 
 from tracking.consolidate import Consolidated, consolidate
 from tracking.consolidate.writing import MODEL
-from tracking.intents import Intent, acknowledge, changed_file, pending_intents, read_intent
+from tracking.intents import Intent, pending_intents, read_intent
 from tracking.sync.bounded import Background
+from tracking.sync.views.client import confirm, drop_changed, log_files
 
 
 class Uploads:
@@ -77,28 +78,18 @@ class Uploads:
             self._upload(path, intent, {MODEL: self._scratch(path) / MODEL})
 
     def _is_dropped(self, path: Path, intent: Intent) -> bool:
-        if (changed := changed_file(self._run_dir, intent)) is None:
+        if (changed := drop_changed(self._run_dir, path, intent)) is None:
             return False
         print(f"{path.name} is dropped: {changed} is not the file that was to be uploaded", flush=True)
-        acknowledge(path, {"dropped": f"{changed} was changed or removed before it could be uploaded"})
         shutil.rmtree(self._scratch(path), ignore_errors=True)
         return True
 
     def _upload(self, path: Path, intent: Intent, files: Mapping[str, Path]) -> None:
-        import wandb
-
-        artifact = wandb.Artifact(intent.name, intent.type, metadata=dict(intent.metadata))
-        for name, file in files.items():
-            # Without these W&B copies every file into the home folder's cache.
-            artifact.add_file(str(file), name=name, policy="immutable", skip_cache=True)
-        logged = self._run.log_artifact(artifact, aliases=list(dict.fromkeys(["latest", *intent.aliases])))
         # Waiting with a time limit would make W&B forget the answer.
-        self._started[path] = Background(logged.wait)
+        self._started[path] = Background(log_files(self._run, intent, files).wait)
 
     def _acknowledge(self, path: Path, artifact: Any) -> None:
-        if artifact.state != "COMMITTED":
-            raise RuntimeError(f"the server has it as {artifact.state}")
-        acknowledge(path, {"version": artifact.version, "artifact": artifact.qualified_name})
+        confirm(path, artifact)
         shutil.rmtree(self._scratch(path), ignore_errors=True)
 
     def _scratch(self, path: Path) -> Path:

@@ -1,0 +1,348 @@
+"""What follows from a checkpoint of a training run: a bundle, its evaluation, the gate's verdict, a name in the store.
+
+```
+RUN/bundle/                          the newest policy that was made of a checkpoint
+RUN/best/step-00000300/              the best one so far; hard links
+RUN/evaluations/step-00000300.json   what an evaluation found, what was decided, and what was published
+RUN/gate.json                        what the gate remembers
+```
+All of it can be repeated: what an attempt that was killed in here did not come to, the next one makes up for.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gilbreth_phase0.datasets import read_environment
+from gilbreth_phase0.job import Job
+from gilbreth_phase0.publishing import BEST, FINAL, LAST_SEED, Candidate, Trials, publish_policy
+from gilbreth_phase0.stop import Stop
+from gilbreth_phase0.trials import Stopped, Try, with_all_ranks
+from tracking import checkpoints
+from tracking.errors import UserError, unknown
+from tracking.files import fsync_dir, read_json, write_json
+from tracking.gate import BestRule, Evaluation, Gate, ModelManagement, Verdict
+from tracking.gate.best import Outcomes
+from tracking.gate.gate import STATE, Confirm
+from tracking.gate.rules import SECTION, find_metric
+from tracking.model_management import WEIGHTS
+from tracking.store.contents import file_digest
+
+if TYPE_CHECKING:
+    from gilbreth_phase0.evaluate import EvaluationResult
+    from gilbreth_phase0.policies import Policy
+    from gilbreth_phase0.rollout import Episode
+    from tracking import ExperimentTracker
+
+BUNDLE = "bundle"
+"""The folder in a run folder that the trained policy ends up in."""
+
+# What of an episode counts where a metric decides what is best.
+_VALUES: Mapping[str, Callable[[Episode], float]] = {
+    "success_rate": lambda episode: float(episode.success),
+    "reward_per_step": lambda episode: float(episode.reward / episode.length),
+}
+
+
+@dataclass(frozen=True)
+class Gating:
+    """What a training run's checkpoints come to.
+
+    Attributes:
+        policy: The policy that is trained; its weights are taken from checkpoints.
+        policy_type: LeRobot's name of its type.
+        dataset: The folder of the dataset that it is trained on.
+        facts: What else the metadata of its models tell.
+        seeds: The seeds that select a policy; none for no evaluation.
+        rules: What is uploaded, and when.
+        best_rule: How the best one is told.
+        last_step: The step that training ends with.
+        job: This rank and its job.
+        tracker: Logs on rank 0.
+    """
+
+    policy: Policy
+    policy_type: str
+    dataset: Path
+    facts: Mapping[str, Any]
+    seeds: range
+    rules: ModelManagement
+    best_rule: BestRule
+    last_step: int
+    job: Job
+    tracker: ExperimentTracker
+
+    def consider(self, step: int) -> Stop:
+        """Makes the newest checkpoint a bundle and evaluates it; publishes it where the gate says so, and at the end.
+
+        Every rank must call it.
+
+        Args:
+            step: The step of the newest checkpoint.
+
+        Returns:
+            Why the ranks stopped before the end of the evaluation, or `Stop.NO`.
+        """
+        checkpoint = self.job.on_main(self._make_bundle)
+        try:
+            with_all_ranks(self.job, self._bundle, lambda tries: self.decide(step, checkpoint, tries))
+        except Stopped as stopped:
+            return stopped.stop
+        return Stop.NO
+
+    @property
+    def _bundle(self) -> Path:
+        return self.job.run_dir / BUNDLE
+
+    def _make_bundle(self) -> Path:
+        """Makes the policy bundle of the newest checkpoint, on rank 0, and returns the checkpoint."""
+        from gilbreth_phase0.policies import save_bundle
+        from tracking.consolidate import consolidated_weights
+
+        self.job.check_ownership()
+        found = checkpoints.newest_whole(self.job.run_dir / "checkpoints", self.job.say)
+        if found is None:
+            raise RuntimeError(f"a step was saved, and there is no checkpoint in {self.job.run_dir}")
+        save_bundle(self.policy, consolidated_weights(found[0]), read_environment(self.dataset), self._bundle)
+        self.job.say(f"policy bundle: {self._bundle}")
+        return found[0]
+
+    def decide(self, step: int, checkpoint: Path, tries: Try) -> None:
+        """What rank 0 does with the run's bundle.
+
+        Args:
+            step: The step that it is of.
+            checkpoint: The checkpoint that it was made of.
+            tries: Evaluates policies.
+        """
+        record = Record.read(self.job.run_dir, step, self._bundle)
+        if record.is_complete:
+            return
+        gate = Gate(self.rules, self.job.run_dir, self.best_rule)
+        record, result = self._evaluate(record, tries) if self.seeds else (record, None)
+        verdict = self._consider(gate, step, result, tries)
+        self.job.check_ownership()
+        if BEST in verdict.aliases and gate.best_step == step:
+            checkpoints.mark_best(checkpoint)
+            keep_best(self.job.run_dir, step)
+        record = record.plus(verdict=asdict(verdict))
+        if verdict.upload or step == self.last_step:
+            model = self._publish(step, result, verdict, gate, tries)
+            if model is None:  # the next attempt tries again
+                return
+            record = record.plus(model=model)
+        record.plus(complete=True).write()
+
+    def _evaluate(self, record: Record, tries: Try) -> tuple[Record, EvaluationResult]:
+        """Evaluates the bundle, where no attempt before this one did; the record has it then."""
+        from gilbreth_phase0.evaluate import TRAINED, write_evaluation
+
+        result = record.result()
+        if result is None:
+            result = tries(self._bundle, self.seeds)
+            self.job.check_ownership()
+            record = record.plus(**{TRAINED: result.as_json()})
+            record.write()
+        self.tracker.log_metrics(result.metrics(), step=record.step)
+        self.job.say(f"evaluation on seeds {self.seeds[0]} to {self.seeds[-1]}: {result}")
+        if record.step == self.last_step:
+            write_evaluation(self.job.run_dir, {TRAINED: result})
+        return record, result
+
+    def _consider(self, gate: Gate, step: int, result: EvaluationResult | None, tries: Try) -> Verdict:
+        """The gate's verdict; without an evaluation, what the conditions say to that."""
+        if result is None:
+            faults = tuple(self.rules.faults({}))
+            is_best = self.rules.save_best_models and not faults
+            return Verdict(not faults, (BEST,) if is_best else (), faults or ("it was not evaluated",))
+        evaluation = Evaluation(step, result.metrics(), self._outcomes(result))
+        verdict = gate.consider(evaluation, self._confirmation(gate, tries))
+        if step == self.last_step and not verdict.upload and not self.rules.faults(evaluation.metrics):
+            verdict = Verdict(True, verdict.aliases, (*verdict.reasons, "the last one"))
+        self.job.say(f"step {step}: {verdict}")
+        return verdict
+
+    def _confirmation(self, gate: Gate, tries: Try) -> Confirm | None:
+        best = best_bundle(self.job.run_dir, gate.best_step)
+        if best is None:
+            return None
+
+        def confirm(seeds: range) -> tuple[Outcomes, Outcomes]:
+            self.job.say(f"this policy and that of {best.name}, on the fresh seeds {seeds[0]} to {seeds[-1]}:")
+            found = (self._outcomes(tries(self._bundle, seeds)), self._outcomes(tries(best, seeds)))
+            self.job.check_ownership()
+            return found
+
+        return confirm
+
+    def _outcomes(self, result: EvaluationResult) -> Outcomes:
+        return outcomes_of(result, self.rules.best_model_metric)
+
+    def _publish(
+        self, step: int, result: EvaluationResult | None, verdict: Verdict, gate: Gate, tries: Try
+    ) -> str | None:
+        """Gives the bundle its name in the model store; the run goes on without that, too."""
+        candidate = Candidate(
+            run_dir=self.job.run_dir,
+            bundle=self._bundle,
+            policy=self.policy_type,
+            dataset=self.dataset.name,
+            step=step,
+            outcomes=self._outcomes(result) if result else {},
+            metric=metric_name(self.rules.best_model_metric),
+            facts=self._facts(result, verdict, gate),
+        )
+        trials = Trials(
+            on=lambda bundle, seeds: self._outcomes(tries(bundle, seeds)),
+            fresh=lambda used: gate.fresh_seeds(len(self.seeds), used),
+        )
+        aliases = [FINAL] if step == self.last_step else []
+        try:
+            published, why = publish_policy(
+                candidate,
+                aliases,
+                may_be_best=BEST in verdict.aliases,
+                mirror=verdict.upload,
+                rule=self.best_rule,
+                trials=trials if result else None,
+            )
+        except (UserError, OSError) as error:
+            options = "".join(f" --alias {alias}" for alias in aliases)
+            self.job.say(
+                f"warning: the policy is not in the model store: {error}\n"
+                f"  next: python -m tracking.models publish {self._bundle} {candidate.name}{options}"
+            )
+            return None
+        names = ", ".join(published.version.aliases)
+        self.job.say(f"model {published} ({names}) in {published.folder}; best: {why}")
+        if not verdict.upload:
+            self.job.say(f"  it stays here; to have it on W&B all the same: python -m tracking.models push {published}")
+        return str(published)
+
+    def _facts(self, result: EvaluationResult | None, verdict: Verdict, gate: Gate) -> dict[str, Any]:
+        facts: dict[str, Any] = {**self.facts, "gate": list(verdict.reasons)}
+        if result is not None:
+            facts |= {"success_rate": result.success_rate, "reward_per_step": result.reward_per_step}
+            facts[LAST_SEED] = gate.last_seed
+        if self.rules.keep_last_n is not None:
+            facts["keep_last_n"] = self.rules.keep_last_n
+        return facts
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of the policy of a step: RUN/evaluations/step-N.json.
+
+    Attributes:
+        path: The file.
+        step: The step.
+        value: What it holds; only what is of the same weights.
+    """
+
+    path: Path
+    step: int
+    value: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, run_dir: Path, step: int, bundle: Path) -> Record:
+        """Reads what earlier attempts found of exactly these weights."""
+        path = run_dir / "evaluations" / f"{checkpoints.step_tag(step)}.json"
+        weights = file_digest(bundle / WEIGHTS)
+        value = read_json(path) or {}
+        return cls(path, step, value if value.get("weights") == weights else {"step": step, "weights": weights})
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to be done."""
+        return bool(self.value.get("complete"))
+
+    def result(self) -> EvaluationResult | None:
+        """What the evaluation found, where there was one."""
+        from gilbreth_phase0.evaluate import TRAINED, EvaluationResult
+        from gilbreth_phase0.rollout import Episode
+
+        found = self.value.get(TRAINED)
+        return EvaluationResult(tuple(Episode(**episode) for episode in found["episodes"])) if found else None
+
+    def plus(self, **facts: Any) -> Record:
+        """The same with more in it."""
+        return Record(self.path, self.step, {**self.value, **facts})
+
+    def write(self) -> None:
+        """Writes it, whole or not at all."""
+        self.path.parent.mkdir(exist_ok=True)
+        write_json(self.path, dict(self.value))
+
+
+def keep_best(run_dir: Path, step: int) -> None:
+    """Keeps the run's bundle as that of the best step; the one before it goes."""
+    folder, bundle = run_dir / BEST, run_dir / BUNDLE
+    folder.mkdir(exist_ok=True)
+    target, temporary = folder / checkpoints.step_tag(step), folder / ".tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    # A bundle's files are never written again: the next bundle is a new folder.
+    shutil.copytree(bundle, temporary, copy_function=os.link)
+    if target.exists():
+        shutil.rmtree(target)
+    temporary.rename(target)
+    fsync_dir(folder)
+    for other in folder.iterdir():
+        if other != target:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def best_bundle(run_dir: Path, step: int | None) -> Path | None:
+    """The bundle of the best step so far, where it was kept."""
+    folder = run_dir / BEST / checkpoints.step_tag(step) if step is not None else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def metric_name(metric: str) -> str:
+    """A metric's name without its namespace."""
+    return metric.rpartition("/")[2]
+
+
+def outcomes_of(result: EvaluationResult, metric: str) -> dict[int, float]:
+    """What came out on each seed, in the metric that decides."""
+    value = _VALUES[metric_name(metric)]
+    return {episode.seed: value(episode) for episode in result.episodes}
+
+
+def check_rules(rules: ModelManagement) -> None:
+    """Refuses rules about what no evaluation measures.
+
+    Raises:
+        UserError: Names the metric, and those that there are.
+    """
+    from gilbreth_phase0.evaluate import summary
+    from gilbreth_phase0.rollout import Episode
+
+    measured = summary([Episode(seed=0, success=True, length=1, reward=0.0)]).metrics()
+    metric = rules.best_model_metric
+    if find_metric(measured, metric) is None or metric_name(metric) not in _VALUES:
+        raise unknown(f"{SECTION}.best_model_metric", metric, _VALUES)
+    for condition in rules.upload_conditions:
+        if find_metric(measured, condition.metric) is None:
+            raise unknown(f"metric in {SECTION}.upload_conditions", condition.metric, map(metric_name, measured))
+
+
+def check_seeds(run_dir: Path, rules: ModelManagement, seeds: range) -> None:
+    """Refuses to go on with other seeds than those that the run's best policy was tried on.
+
+    Raises:
+        UserError: Says which those are.
+    """
+    if not seeds or not (run_dir / STATE).is_file():
+        return
+    known = Gate(rules, run_dir).best_seeds
+    if known and known != list(seeds):
+        raise UserError(
+            f"--eval-seed {seeds[0]} --eval-episodes {len(seeds)}: the best policy of this run so far was tried on the"
+            f" {len(known)} seeds from {known[0]} on, and others must be tried on the same\n"
+            f"  next: --eval-seed {known[0]} --eval-episodes {len(known)}"
+        )
