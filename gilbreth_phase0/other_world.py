@@ -49,6 +49,18 @@ class OtherLayoutError(UserError):
         )
 
 
+class ConverterFailedError(UserError):
+    """The converter ended without a refusal: killed, or out of memory or disk; the next attempt converts again."""
+
+    exit_code = 1
+
+    def __init__(self, checkpoint: Path, code: int, log: str) -> None:
+        super().__init__(
+            f"{checkpoint} was not converted: the converter ended with {code}\n{log[-_TOLD:].rstrip()}"
+            "\n  next: nothing while attempts are left, the next one converts again; else more memory (--mem) or disk"
+        )
+
+
 def cannot_convert(engine: Any) -> str | None:
     """Why this engine cannot load a converted checkpoint, or None."""
     if engine.zero_round_robin_gradients():
@@ -71,6 +83,7 @@ def make_universal(checkpoint: Path, manifest: Manifest, job: Job) -> Path:
 
     Raises:
         OtherLayoutError: It cannot be converted; the message says why.
+        ConverterFailedError: The converter was killed, or found no memory or disk.
     """
     target = checkpoints.universal_copy(checkpoint)
     if job.on_main(lambda: _is_copy_of(checkpoint, target)):
@@ -97,17 +110,19 @@ def _is_copy_of(checkpoint: Path, target: Path) -> bool:
 
 
 def _convert(checkpoint: Path, temporary: Path, job: Job) -> str | None:
-    """Runs the converter as a process of rank 0; returns what went wrong, on every rank."""
+    """Runs the converter as a process of rank 0; returns why it refused, on every rank."""
     converter: list[subprocess.Popen[bytes]] = []
     job.on_main(lambda: converter.append(_start(checkpoint, temporary)))
     while True:
         code = job.on_main(lambda: _ended(converter[0]))
         if code is not None:
-            return None if code == 0 else job.on_main(lambda: _why((temporary / _LOG).read_text()))
-
-
-def _why(log: str) -> str:
-    return log.rpartition(REFUSED)[2][-_TOLD:].strip()
+            break
+    if code == 0:
+        return None
+    _, refused, why = (log := job.on_main((temporary / _LOG).read_text)).rpartition(REFUSED)
+    if not refused:
+        raise ConverterFailedError(checkpoint, code, log)
+    return why.strip()
 
 
 def _start(checkpoint: Path, temporary: Path) -> subprocess.Popen[bytes]:

@@ -1,10 +1,13 @@
-"""A run goes on with another number of ranks; real engines, 2 ranks, then 1, then 2 (`programs/other_world.py`)."""
+"""A run goes on with another number of ranks; real engines, 4 ranks, then 2, then 4 (`programs/other_world.py`)."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import pytest
 
 from gilbreth_phase0 import other_world
 from gilbreth_phase0.job import Job
-from gilbreth_phase0.other_world import OtherLayoutError, make_universal
+from gilbreth_phase0.other_world import ConverterFailedError, OtherLayoutError, make_universal
 from gilbreth_phase0.ranks import Ranks
 from gilbreth_phase0.stop import StopProtocol
 from tracking import checkpoints
@@ -22,12 +25,13 @@ from tracking.files import write_json
 from tracking.ownership import AttemptKey, Owner, OwnershipLostError
 
 from rank_pairs import PROGRAMS, ROOT, rank_environment
+from support import wait_until
 from zero_shards import save_zero_2, some_weights
 
 pytestmark = pytest.mark.train
 
 STAGES = range(4)
-WORLDS = (2, 1, 2)
+WORLDS = (4, 2, 4)
 SAVED = (2, 4, 6)
 
 
@@ -81,8 +85,8 @@ def test_step_samples_run_and_learning_rate_go_on(turn: int, stage: int, turns: 
 
 def test_the_log_says_what_becomes_of_the_batch_and_the_learning_rate(folder: Path) -> None:
     said = (folder / "log").read_text()
-    assert "1 rank(s) go on where 2 stopped: a step has 8 samples as before, 8 a rank" in said
-    assert "2 rank(s) go on where 1 stopped: a step has 8 samples as before, 4 a rank" in said
+    assert "2 rank(s) go on where 4 stopped: a step has 8 samples as before, 4 a rank" in said
+    assert "4 rank(s) go on where 2 stopped: a step has 8 samples as before, 2 a rank" in said
     assert "the learning rate is not scaled" in said
 
 
@@ -117,6 +121,39 @@ def test_what_cannot_be_converted_is_refused_with_what_was_saved_what_is_here_an
     assert checkpoints.verify(checkpoint) == manifest
     assert not list(checkpoint.parent.glob("universal-*")), "nothing looks like a copy"
     assert not list(checkpoint.parent.glob(".pin-*")), "the source is no longer held"
+
+
+def test_a_converter_that_is_killed_is_no_refusal(tmp_path: Path) -> None:
+    """GIVEN a kill in the middle of converting THEN the attempt ends so that the next one converts again."""
+    checkpoint, manifest = whole(tmp_path)
+    job = Job(tmp_path, Ranks(), "cpu", None, StopProtocol(0), Owner.claim(tmp_path))
+
+    def kill() -> None:
+        arguments = f"gilbreth_phase0.universal\0{checkpoint}\0".encode()
+        wait_until(lambda: [pid for pid in children() if arguments in command_of(pid)], 30, "the converter")
+        for pid in children():
+            if arguments in command_of(pid):
+                os.kill(pid, signal.SIGKILL)
+
+    with ThreadPoolExecutor(1) as pool:
+        killing = pool.submit(kill)
+        with pytest.raises(ConverterFailedError, match="the converter ended with -9") as caught:
+            make_universal(checkpoint, manifest, job)
+        killing.result()
+    assert caught.value.exit_code == 1, "2 would end the run for good"
+    assert not list(checkpoint.parent.glob("universal-*"))
+    assert not list(checkpoint.parent.glob(".pin-*"))
+
+
+def children() -> list[int]:
+    return [int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
+
+
+def command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def test_a_copy_is_used_again_only_for_the_checkpoint_that_it_is_of(

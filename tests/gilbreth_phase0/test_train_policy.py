@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from gilbreth_phase0.attempt import MAX_ATTEMPTS, Outcome, decide
 from tracking import checkpoints, read_journal
 from tracking.files import read_json
+from tracking.ownership import AttemptKey
 from tracking.store import Store, resolve
 
 from rank_pairs import ROOT, rank_environment
@@ -153,3 +155,11 @@ def test_a_whole_run_without_zero(tmp_path: Path) -> None:
     again = bc(*flags)
     assert (again.returncode, again.stdout) == (0, f"{run} is complete already; nothing to do\n"), again.stderr
     assert contents() == before
+
+    for name in ["done.json", *(str(path.relative_to(run)) for path in run.glob("checkpoints/step-*/manifest.json"))]:
+        (run / name).unlink()
+    lost = bc(*flags, timeout=60)
+    assert lost.returncode == 2, lost.stdout + lost.stderr
+    assert f"error: no checkpoint in {run / 'checkpoints'} is whole" in lost.stderr
+    assert "not started again at step 0" in lost.stderr
+    assert decide(run, lost.returncode, AttemptKey("1", 0), MAX_ATTEMPTS, cancelled=False).outcome is Outcome.END

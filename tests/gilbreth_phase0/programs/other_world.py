@@ -1,4 +1,4 @@
-"""Trains a run with one number of ranks after the other: `other_world.py FOLDER 2 1 2`.
+"""Trains a run with one number of ranks after the other: `other_world.py FOLDER 4 2 4`.
 
 Each number of ranks restores what the one before it has saved, trains two steps and saves, with a model that has frozen
 parameters, tied weights and persistent buffers, under every ZeRO stage. What rank 0 saw goes into
