@@ -49,6 +49,17 @@ def test_the_newest_whole_one_is_taken_and_the_others_are_named(tmp_path: Path):
     assert "SHA-256 differs" in said[2]
 
 
+def test_one_that_the_disk_does_not_give_back_is_passed_over(tmp_path: Path):
+    save(tmp_path, 100)
+    manifest = save(tmp_path, 200) / "manifest.json"
+    manifest.unlink()
+    manifest.mkdir()
+    said: list[str] = []
+    found = checkpoints.newest_whole(tmp_path, said.append)
+    assert found is not None and found[0].name == "step-00000100"
+    assert said == [f"passing over step-00000200: [Errno 21] Is a directory: {str(manifest)!r}"]
+
+
 def test_no_checkpoint_is_not_a_broken_checkpoint(tmp_path: Path):
     assert checkpoints.newest_whole(tmp_path / "none", print) is None
     save(tmp_path, 100)

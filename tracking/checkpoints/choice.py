@@ -45,6 +45,7 @@ def verify(checkpoint: Path) -> Manifest:
 
     Raises:
         ValueError: A file is missing, has another size or other contents; the message names it.
+        OSError: A file cannot be read.
     """
     manifest = Manifest.read(checkpoint)
     for name, record in manifest.files.items():
@@ -76,7 +77,7 @@ def newest_whole(folder: Path, say: Callable[[str], None]) -> tuple[Path, Manife
     for checkpoint in candidates(folder):
         try:
             manifest = verify(checkpoint)
-        except ValueError as error:
+        except (OSError, ValueError) as error:  # also a file that the disk does not give back
             faults.append(str(error))
             say(f"passing over {checkpoint.name}: {error}")
             continue
