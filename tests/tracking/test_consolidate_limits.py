@@ -79,6 +79,12 @@ def test_a_disk_that_takes_no_more_leaves_nothing(checkpoint: Path, tmp_path: Pa
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_made_is_refused(checkpoint: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    said = refusal(lambda: consolidate(checkpoint, tmp_path / "file" / "model.safetensors"))
+    assert said.startswith(f"{tmp_path / 'file'} cannot be written: File exists")
+
+
 def test_a_disk_without_room_is_refused_before_anything_is_written(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shlex
 import shutil
 import subprocess
 import zipfile
@@ -173,6 +174,14 @@ def test_latest_that_names_nothing_is_answered_with_the_tags(checkpoint: Path, l
     said = refusal(lambda: consolidated_weights(folder))
     assert str(folder) in said
     assert "step-3" in said
+
+
+def test_a_runs_folder_is_answered_with_the_command(checkpoint: Path, tmp_path: Path):
+    run = tmp_path / "it's a run"
+    run.mkdir()
+    (run / "checkpoints").symlink_to(checkpoint.parent)
+    said = refusal(lambda: consolidated_weights(run))
+    assert f"next: python -m tracking.consolidate {shlex.quote(str(run / 'checkpoints'))} OUT" in said
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,8 @@ def _holds_shards(folder: Path) -> bool:
 
 
 def _no_tag(folder: Path, fault: str) -> UserError:
+    if (inner := folder / "checkpoints").is_dir():  # a run's folder
+        return UserError(f"{fault}\n  next: python -m tracking.consolidate {shlex.quote(str(inner))} OUT")
     tags = sorted(path.name for path in folder.iterdir() if path.is_dir() and any(path.glob("*_states.pt")))
     return UserError(f"{fault}\n  next: --tag with one of: {', '.join(tags) or '(no checkpoint is here)'}")
 

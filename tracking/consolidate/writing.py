@@ -111,8 +111,9 @@ def write_model(
         UserError: A file cannot be written; no new file is left.
     """
     folder = next(iter(files)).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder)
+    with _named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
     _require_space(folder, sum(entry.nbytes for entries in files.values() for entry in entries))
     temporaries = {path: _temporary(path) for path in files}
     try:
