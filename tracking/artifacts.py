@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,7 +118,7 @@ def download_checkpoint_from_wandb(artifact_identifier: str, download_dir: Path 
 
     Raises:
         UserError: There is no such policy, W&B cannot be asked, it holds what is not loaded from other people, or
-            `download_dir` is a file.
+            `download_dir` is a file or holds files of another model.
     """
     from tracking.store import open_store, resolve
 
@@ -130,12 +130,23 @@ def download_checkpoint_from_wandb(artifact_identifier: str, download_dir: Path 
     target = Path(download_dir)
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file; expected a folder to copy {found} into\n  next: name a folder")
-    if found.path.is_file():
-        target.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(found.path, target / found.path.name)
-        return target
-    shutil.copytree(found.path, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    files = [found.path] if found.path.is_file() else [path for path in found.path.rglob("*") if path.is_file()]
+    folder = found.path.parent if found.path.is_file() else found.path
+    names = [file.relative_to(folder) for file in files]
+    _refuse_mixture(target, names)
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, target / name)
     return target
+
+
+def _refuse_mixture(target: Path, names: Collection[Path]) -> None:
+    """Weights or settings of another model beside these would be loaded with them."""
+    there = {path.relative_to(target) for path in target.rglob("*") if path.suffix in {".safetensors", ".json"}}
+    if other := sorted(map(str, there - set(names))):
+        raise UserError(
+            f"{target} holds files of another model: {', '.join(other)}\n  next: name another folder, or empty this one"
+        )
 
 
 def list_checkpoints_from_wandb(artifact_type: str = "policy", project: str | None = None) -> list[dict[str, Any]]:

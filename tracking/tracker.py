@@ -217,7 +217,7 @@ class ExperimentTracker:
         if self._active and self._recording is not None:
             self._recording.config(redact(plain(config)))
 
-    def log_checkpoint(self, path: Path | str, aliases: Sequence[str] | str = (), force: bool = False) -> None:
+    def log_checkpoint(self, path: Path | str, aliases: Sequence[str] | str | None = (), force: bool = False) -> None:
         """Has a model uploaded as an artifact of type `model`, where that is wanted.
 
         It is `{model}-{dataset}` by its tags. Without `WANDB_LOG_MODEL=1` and `force` nothing happens but one line a
@@ -244,7 +244,7 @@ class ExperimentTracker:
             return
         identity, run_dir = self._recording.identity, self._recording.run_dir
         name = model_name(self._tags, identity.run_name)
-        self._recording.model(model_intent(name, Path(path), aliases, run_dir, identity.run_id))
+        self._recording.model(model_intent(name, Path(path), aliases or (), run_dir, identity.run_id))
 
     def get_run_id(self) -> str | None:
         """The id that all segments of the run share; None where nothing is tracked."""

@@ -59,6 +59,9 @@ class TestPolicies:
         assert copied == tmp_path / "here"
         (copied / "config.json").write_text("{}")
         assert (download_checkpoint_from_wandb("act-lift:best") / "config.json").read_text() != "{}"
+        (copied / "model-00001-of-00002.safetensors").write_bytes(b"")
+        with pytest.raises(UserError, match=r"holds files of another model: model-00001-of-00002.safetensors"):
+            download_checkpoint_from_wandb("act-lift:best", copied)
         (listed,) = list_checkpoints_from_wandb()
         assert (listed["name"], listed["version"], listed["metadata"]) == ("act-lift:v0", "v0", metadata)
         assert list_checkpoints_from_wandb("dataset") == []

@@ -69,6 +69,12 @@ def test_a_models_life(tmp_path: Path) -> None:
     assert len(pending_intents(store.root)) == 1
 
 
+def test_a_name_of_the_old_forms_is_published_as_what_it_means() -> None:
+    old = run("publish", "b1", "act-lift-best-step-12000", "--alias", "prod", "--local")
+    assert old.stderr == "note: act-lift-best-step-12000 is an old name for act-lift with best, step-12000\n"
+    assert old.stdout.startswith("act-lift:v0 (latest, best, prod, step-12000)\n")
+
+
 def test_an_alias_is_taken_only_from_the_version_that_has_it(tmp_path: Path) -> None:
     for number in range(2):
         run("publish", f"b{number}", "act-lift", "--local")

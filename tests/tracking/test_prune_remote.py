@@ -120,8 +120,11 @@ def test_by_the_rule_that_a_model_carries(wandb_server: WandbServer, tmp_path: P
     newest = save_bundle(tmp_path / "b5", 5.0)
     publish(store, newest, "act-lift", [], {"step": 2, "keep_last_n": 2}, target="lab/p")
     pin(store, resolve("act-lift:v3", store), "queued job x", seconds=600)
-    assert prune_mirrored(store, said.append, dry_run=True) == []
-    assert said == [f"lab/p/act-lift:v{number} would go: keep_last_n of act-lift is 2" for number in (2, 1)]
+    tried = CliRunner().invoke(app, ["push", "--dry-run", "--store", str(store.root)])
+    assert tried.stdout.splitlines() == [
+        "act-lift:v5 would be uploaded",
+        *(f"lab/p/act-lift:v{number} would go: keep_last_n of act-lift is 2" for number in (2, 1)),
+    ]
     assert len(versions(wandb_server)) == 5
 
     # Of v0 (best), v1 (step-1), v2, v3 (pinned), v4 and v5 (latest, step-2) the last two stay in any case.

@@ -20,7 +20,7 @@ from tracking.identity import claim_identity
 from tracking.intents import pending_intents
 from tracking.models.tables import version_facts
 from tracking.store import Store, publish, resolve
-from tracking.store.lineage import record_use, show_inputs
+from tracking.store.lineage import record_use
 from tracking.store.pending import may_need_push, needs_push
 from tracking.store.push import link, on_wandb, push, want_upload
 from tracking.store.reference import Reference
@@ -123,12 +123,10 @@ def test_a_version_of_a_run_is_uploaded_by_the_runs_child(
     record_use(store, found, run_dir)
     record_use(store, found, run_dir)
     user.finish()
-    with wandb.init(project="vla-lego", entity="lab", id=user.get_run_id(), dir=tmp_path) as run:
-        assert show_inputs(run, run_dir) == ["lab/vla-lego/act-lift:v0"]
-        assert show_inputs(run, run_dir) == []
+    assert push(store).uses == 0, "the run that used it is not there yet"
     artifact = wandb.Api().artifact("lab/vla-lego/act-lift:best")
     assert artifact.logged_by().id == maker
-    assert [run.id for run in artifact.used_by()] == [user.get_run_id()]
+    assert list(artifact.used_by()) == []
     assert [run["id"] for run in store.state("act-lift").uses[0]] == [user.get_run_id()]
 
 

@@ -98,13 +98,17 @@ def publish(
     """Gives a model a name, at once; its upload to W&B waits for a network."""
     with exit_on_user_error():
         from tracking.store import publish as publish_model
+        from tracking.store.reference import today
 
         where = _open(store)
+        given, (name, old_aliases) = name, today(name)
+        if old_aliases:
+            typer.echo(f"note: {given} is an old name for {name} with {', '.join(old_aliases)}", err=True)
         done = publish_model(
             where,
             path,
             name,
-            alias or [],
+            [*old_aliases, *(alias or [])],
             dict(map(_pair, metadata or [])),
             description=description,
             run_dir=run_dir,
@@ -146,15 +150,21 @@ def push(
     project: Annotated[
         str | None, typer.Option(metavar="[ENTITY/]PROJECT", help="W&B project of the named ones.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be uploaded, and what keep_last_n would delete.")
+    ] = False,
     store: StoreOption = None,
 ) -> None:
-    """Uploads what waits, now, and moves W&B's aliases to where the store's are."""
+    """Uploads what waits, moves W&B's aliases to where the store's are, and deletes there by keep_last_n."""
     with exit_on_user_error():
         from tracking.store.publish import default_target
         from tracking.store.push import push as push_waiting
         from tracking.store.push import want_upload
 
         where = _open(store, must_exist=True)
+        if dry_run:
+            _say_push(where, [str(_resolve(where, model)) for model in models or []])
+            return
         for model in models or []:
             want_upload(where, _resolve(where, model), project or default_target())
         done = push_waiting(where)
@@ -347,6 +357,19 @@ def _prune_remote(store: Store, names: list[str], rules: RemoteRules, project: s
     print(f"{many(len(doomed) - len(failed), 'version')} deleted")
     if failed:
         raise UserError("\n  ".join(["W&B kept:", *(f"{name}: {why}" for name, why in failed.items())]))
+
+
+def _say_push(store: Store, asked: list[str]) -> None:
+    from tracking.intents import pending_intents, read_intent
+    from tracking.models.remote import prune_mirrored
+    from tracking.store.push import adopt
+
+    adopt(store)
+    waiting = [str(read_intent(path).metadata["store"]["version"]) for path in pending_intents(store.root)]
+    for version in dict.fromkeys([*asked, *waiting]):
+        print(f"{version} would be uploaded")
+    if failed := prune_mirrored(store, print, dry_run=True):
+        raise UserError("\n  ".join(["W&B could not be asked about everything:", *failed]))
 
 
 def _open(folder: Path | None, *, must_exist: bool = False) -> Store:

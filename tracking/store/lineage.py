@@ -5,17 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tracking.errors import UserError
 from tracking.exclusive import create_exclusive
-from tracking.files import read_json
 from tracking.identity import read_identity
-from tracking.intents import acknowledge, acknowledgement
 from tracking.store.log import Record
-from tracking.store.push import adopt, on_wandb
-from tracking.store.reference import Reference
-from tracking.store.resolve import Resolved, find, unpin
+from tracking.store.resolve import Resolved, unpin
 from tracking.store.root import Store
 from tracking.store.state import State
 
@@ -66,28 +61,3 @@ def record_use(store: Store, found: Resolved, run_dir: Path) -> None:
     inputs.mkdir(exist_ok=True)
     value = {"store": str(store.root), "name": found.name, "version": number}
     create_exclusive(inputs / f"{found.name}-v{number}.json", (json.dumps(value, indent=2) + "\n").encode())
-
-
-def show_inputs(run: Any, run_dir: Path) -> list[str]:
-    """Shows on W&B what a run used, as far as it is there; the rest is left for the next time.
-
-    Args:
-        run: The `wandb.Run`, online.
-        run_dir: The run folder.
-
-    Returns:
-        W&B's names of what was shown now.
-    """
-    shown = []
-    for path in sorted((run_dir / "inputs").glob("*.json")):
-        if path.name.endswith(".done.json") or acknowledgement(path).exists():
-            continue
-        value = read_json(path)
-        store = Store(Path(value["store"]))
-        adopt(store)
-        artifact = on_wandb(store, find(store, Reference(value["name"], f"v{value['version']}")))
-        if artifact is not None:
-            run.use_artifact(artifact)
-            acknowledge(path, {"artifact": artifact})
-            shown.append(artifact)
-    return shown

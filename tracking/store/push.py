@@ -45,8 +45,8 @@ class Pushed:
 def push(store: Store, say: Callable[[str], None] = print, *, grace: float = 0.0) -> Pushed:
     """Uploads what waits in the store, puts W&B's aliases where the store's are, and shows which runs used what.
 
-    Uploads that wait in a run's folder are left to whoever pushes that run. Where something was uploaded, what a
-    model's `keep_last_n` no longer keeps is deleted on W&B.
+    Uploads that wait in a run's folder are left to whoever pushes that run. What a model's `keep_last_n` no longer
+    keeps is deleted on W&B.
 
     Args:
         store: The store.
@@ -76,8 +76,7 @@ def push(store: Store, say: Callable[[str], None] = print, *, grace: float = 0.0
     for name in store.names():
         _move_aliases(store, api, name, done)
         _show_uses(store, api, name, done)
-    if new:
-        done.failed += prune_mirrored(store, say)
+    done.failed += prune_mirrored(store, say)
     return done
 
 
