@@ -163,6 +163,8 @@ def test_tables_fit_into_eighty_columns() -> None:
         run("publish", f"b{number}", name, *aliases, "--set", f"step={number}000000", "--set", f"note={'word ' * 40}")
     for arguments in (["list"], ["list", name], ["show", name]):
         lines = run(*arguments).stdout.splitlines()
+        if arguments[0] == "show":
+            assert Path(lines.pop()).is_dir(), "whole, to be copied"
         assert max(map(len, lines)) <= 80, arguments
     assert "v2" in run("list", name).stdout and "a-long-alias-2-5" in run("list", name).stdout
 

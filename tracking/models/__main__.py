@@ -71,6 +71,7 @@ def show(model: Model, as_json: AsJson = False, store: StoreOption = None) -> No
             print(found.path)
         else:
             console().print(facts_table(facts))
+            print(found.path)  # whole, to be copied: a table would fold it
 
 
 @app.command()

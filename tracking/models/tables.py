@@ -85,10 +85,10 @@ def version_facts(store: Store, found: Resolved) -> dict[str, Any]:
 
 
 def facts_table(facts: Mapping[str, Any]) -> Table:
-    """The facts of a version for people; nothing that is empty."""
+    """The facts of a version for people, but for its path; nothing that is empty."""
     table = _table(("", "left"), ("", "left"))
     table.show_header = False
-    shown = {key: value for key, value in facts.items() if value not in (None, [], {})}
+    shown = {key: value for key, value in facts.items() if key != "path" and value not in (None, [], {})}
     shown["published"] = f"{when(facts['published'])}, by {facts['by']}"
     shown.pop("by")
     for key in ("run", "used_by"):
