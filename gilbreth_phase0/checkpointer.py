@@ -1,8 +1,13 @@
-"""Saves and restores a DeepSpeed engine by the protocol of `tracking.checkpoints`."""
+"""Saves and restores a DeepSpeed engine by the protocol of `tracking.checkpoints`.
+
+Training waits while DeepSpeed writes. Syncing and digesting what was written goes on behind the steps that follow; then
+the save gets its name.
+"""
 
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +15,7 @@ from typing import Any
 from gilbreth_phase0.job import Job
 from gilbreth_phase0.other_world import OtherLayoutError, cannot_convert, load_universal, make_universal
 from tracking import checkpoints
-from tracking.checkpoints import Manifest
+from tracking.checkpoints import FileRecord, Manifest
 
 # fp32 masters and AdamW's two moments.
 _BYTES_PER_PARAMETER = 12
@@ -24,11 +29,33 @@ class Saved:
 
     Attributes:
         checkpoint: Where it is.
-        seconds: How long training was held.
+        seconds: What all of it took.
+        held_seconds: How long the caller waited for it.
     """
 
     checkpoint: Path
     seconds: float
+    held_seconds: float
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What a rank has written, synced and digested, and when it was done, in seconds since the save began."""
+
+    records: dict[str, FileRecord]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _UnderWay:
+    """A save that is written and has no name yet."""
+
+    tag: str
+    step: int
+    run_id: str | None
+    git_commit: str | None
+    held_seconds: float
+    share: Future[_Share]
 
 
 @dataclass(frozen=True)
@@ -60,9 +87,16 @@ class Checkpointer:
         self._engine = engine
         self._job = job
         self._folder = job.run_dir / "checkpoints"
+        self._behind = ThreadPoolExecutor(1, "checkpoint")
+        self._under_way: _UnderWay | None = None
 
     def save(self, step: int, state: dict[str, Any], run_id: str | None, git_commit: str | None) -> Saved:
-        """Saves all ranks' shares as the checkpoint of a step.
+        """Saves all ranks' shares as the checkpoint of a step and waits for it; `begin` and `finish` in one."""
+        self.begin(step, state, run_id, git_commit)
+        return self.finish()
+
+    def begin(self, step: int, state: dict[str, Any], run_id: str | None, git_commit: str | None) -> None:
+        """Writes all ranks' shares of a step; syncs and digests them behind what follows, until `finish`.
 
         Args:
             step: Optimizer steps done.
@@ -70,27 +104,53 @@ class Checkpointer:
             run_id: The W&B run.
             git_commit: Of the code.
         """
+        if self._under_way is not None:
+            raise RuntimeError(f"the save of step {self._under_way.step} is not finished")
         start = time.monotonic()
         tag = self._job.agreed(checkpoints.temporary_tag(step, self._job.owner.attempt if self._job.owner else ""))
         self._engine.save_checkpoint(
             str(self._folder), tag=tag, client_state=checkpoints.client_state(run_id, state), save_latest=False
         )
-        temporary = self._folder / tag
-        records = checkpoints.record_files(temporary, checkpoints.files_of_rank(temporary, self._job.ranks.rank))
-        gathered = self._job.gathered(records)
+        share = self._behind.submit(_seal, self._folder / tag, self._job.ranks.rank, start)
+        self._under_way = _UnderWay(tag, step, run_id, git_commit, time.monotonic() - start, share)
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a save has begun that is not finished."""
+        return self._under_way is not None
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether this rank's share of the save under way is synced and digested: `finish` waits for no disk."""
+        return self._under_way is not None and self._under_way.share.done()
+
+    def finish(self) -> Saved:
+        """Gives the save that is under way its name, and waits for what is still missing.
+
+        Raises:
+            OSError: A rank's share could not be synced; raised on every rank.
+            OwnershipLostError: A later attempt has claimed the run.
+        """
+        if self._under_way is None:
+            raise RuntimeError("no save is under way")
+        save, self._under_way = self._under_way, None
+        since = time.monotonic()
+        shares = self._job.gathered_from_all(save.share.result)
+        sealed, named_from = max(share.seconds for share in shares), time.monotonic()
         manifest = Manifest(
-            step=step,
+            step=save.step,
             world_size=self._job.ranks.world_size,
             zero_stage=self._engine.zero_optimization_stage(),
-            run_id=run_id,
-            git_commit=git_commit,
-            files={name: record for share in gathered for name, record in share.items()},
-            save_seconds=round(time.monotonic() - start, 3),
+            run_id=save.run_id,
+            git_commit=save.git_commit,
+            files={name: record for share in shares for name, record in share.records.items()},
+            save_seconds=round(sealed, 3),
         )
         checkpoint = self._job.on_main(
-            lambda: checkpoints.commit(self._folder, tag, manifest, before_rename=self._job.check_ownership)
+            lambda: checkpoints.commit(self._folder, save.tag, manifest, before_rename=self._job.check_ownership)
         )
-        return Saved(checkpoint, time.monotonic() - start)
+        now = time.monotonic()
+        return Saved(checkpoint, sealed + now - named_from, save.held_seconds + now - since)
 
     def restore(self) -> Restored:
         """Loads the newest whole checkpoint into the engine, whatever number of ranks saved it.
@@ -146,3 +206,8 @@ class Checkpointer:
             f" {self._engine.gradient_accumulation_steps()} micro-batch(es); the learning rate is not scaled and its"
             f" schedule goes by steps; the samples go on behind the {state.get('samples', 'last')} that were trained"
         )
+
+
+def _seal(temporary: Path, rank: int, start: float) -> _Share:
+    records = checkpoints.record_files(temporary, checkpoints.files_of_rank(temporary, rank))
+    return _Share(records, time.monotonic() - start)

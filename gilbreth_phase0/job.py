@@ -101,6 +101,24 @@ class Job:
             raise fault
         return value  # type: ignore[no-any-return]
 
+    def gathered_from_all(self, action: Callable[[], Value]) -> list[Value]:
+        """Does something on every rank and returns every rank's value; every rank must call it.
+
+        Raises:
+            Exception: What the first of the ranks that failed raised, on every rank.
+        """
+        value: Any = None
+        fault: Exception | None = None
+        try:
+            value = action()
+        except Exception as error:  # noqa: BLE001 - raised again below
+            fault = error
+        outcomes = self.gathered((value, fault))
+        for _, raised in outcomes:
+            if raised is not None:
+                raise raised
+        return [value for value, _ in outcomes]
+
     def close(self) -> None:
         """Leaves the other ranks; every rank must call it, and nothing collective may follow.
 

@@ -103,6 +103,9 @@ class StopProtocol:
         self.save_seconds = 0.0
         """What a save is taken to need: an estimate, until `saved_in` tells what the first one of this attempt took."""
         self._measured = False
+        self._is_saving = False
+        self.all_sealed = False
+        """Whether all ranks said at the boundary before the last one that a save has their shares on the disk."""
 
     def install(self) -> None:
         """Puts the flag-setting handlers in place and keeps submitit's for `hand_on`."""
@@ -122,30 +125,37 @@ class StopProtocol:
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self._wanted = max(self._wanted, Stop.TERMINATE if number == signal.SIGTERM else Stop.REQUEUE)
 
-    def at_boundary(self) -> Stop:
+    def at_boundary(self, sealed: bool = False) -> Stop:
         """Says, after each step and on every rank alike, whether to stop now.
 
-        The answer is what the ranks wanted one step ago.
+        The answer is what the ranks wanted one step ago; so is `all_sealed`.
+
+        Args:
+            sealed: Whether a save is under way whose share of this rank is on the disk.
         """
         wanted = self._wanted
         if self._rank == 0 and not self._another_step_fits():
             wanted = max(wanted, Stop.REQUEUE)
         if self._group is None:
+            self.all_sealed = sealed
             return wanted
         import torch
         import torch.distributed as dist
 
-        flags = torch.tensor([int(wanted)], dtype=torch.int32)
+        flags = torch.tensor([int(wanted), int(not sealed)], dtype=torch.int32)
         before, self._under_way = (
             self._under_way,
             (dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group, async_op=True), flags),
         )
+        self.all_sealed = False
         if before is None:
             return Stop.NO
         work, reduced = before
         if work is not None:
             work.wait()
-        return Stop(int(reduced.item()))
+        stop, unsealed = reduced.tolist()
+        self.all_sealed = not unsealed
+        return Stop(stop)
 
     def _another_step_fits(self) -> bool:
         now = time.monotonic()
@@ -154,11 +164,17 @@ class StopProtocol:
         self._last_step_at = now
         if self._end_time is None:
             return True
-        needed = 2 * self._step_seconds + _SAVE_MARGIN * self.save_seconds + _RESERVE_SECONDS
+        saves = 2 if self._is_saving else 1  # the one under way is finished first
+        needed = 2 * self._step_seconds + _SAVE_MARGIN * saves * self.save_seconds + _RESERVE_SECONDS
         return time.time() + needed < self._end_time
+
+    def save_begun(self) -> None:
+        """Takes note that a save is under way."""
+        self._is_saving = True
 
     def saved_in(self, seconds: float) -> None:
         """Takes what a save took; the longest one of this attempt counts."""
+        self._is_saving = False
         self.save_seconds = max(self.save_seconds, seconds) if self._measured else seconds
         self._measured = True
 

@@ -108,11 +108,14 @@ class Trainer:
                 share = self.plan.batch_size // self.job.ranks.world_size
                 self.tracker.log_training_step(loss, done, share, optimizer=self.engine.optimizer, model=self.engine)
                 advance(f"ZeRO stage {self.optimisation.zero_stage}")
-                stop = self.job.stop.at_boundary()
+                stop = self.job.stop.at_boundary(self.checkpointer.is_sealed)
+                if self.job.stop.all_sealed:
+                    self._finish_save()
                 last = done == total
                 is_evaluated = not last and self.schedule.is_evaluated(done)
-                if stop is not Stop.NO or last or is_evaluated or done % self.schedule.save_freq == 0:
-                    self.save(done)
+                is_needed = stop is not Stop.NO or last or is_evaluated
+                if is_needed or done % self.schedule.save_freq == 0:
+                    self.save(done, wait=is_needed)
                 if stop is Stop.NO and is_evaluated:
                     stop = evaluate(done)
                     self.job.stop.restart_clock()
@@ -121,20 +124,36 @@ class Trainer:
                     return stop
         return Stop.NO
 
-    def save(self, step: int) -> None:
-        """Saves a step on all ranks, unless it is the newest checkpoint already."""
-        if step == self.saved_step:
+    def save(self, step: int, *, wait: bool) -> None:
+        """Saves a step on all ranks, unless it is the newest checkpoint already.
+
+        Args:
+            step: The step.
+            wait: Whether the checkpoint must be there now; else it gets its name some steps later.
+        """
+        if step != self.saved_step:
+            self._finish_save()
+            self.job.on_main(self.tracker.flush)
+            state = {
+                "step": step,
+                "samples": self.plan.position(step),
+                "batch_size": self.plan.batch_size,
+                "seed": self.plan.seed,
+            }
+            self.checkpointer.begin(step, state, self.tracker.get_run_id(), self.git_commit)
+            self.saved_step = step
+            self.job.stop.save_begun()
+        if wait:
+            self._finish_save()
+        self.job.stop.restart_clock()
+
+    def _finish_save(self) -> None:
+        if not self.checkpointer.is_under_way:
             return
-        self.job.on_main(self.tracker.flush)
-        state = {
-            "step": step,
-            "samples": self.plan.position(step),
-            "batch_size": self.plan.batch_size,
-            "seed": self.plan.seed,
-        }
-        saved = self.checkpointer.save(step, state, self.tracker.get_run_id(), self.git_commit)
-        self.saved_step = step
+        saved = self.checkpointer.finish()
         self.job.stop.saved_in(saved.seconds)
+        held = f"training waited for {saved.held_seconds:.1f} s of it"
+        self.job.say(f"{saved.checkpoint.name} is saved, in {saved.seconds:.1f} s; {held}")
         self.job.on_main(lambda: self._prune(saved.checkpoint))
         self.job.stop.restart_clock()
 

@@ -217,13 +217,17 @@ def _train(job: Job, stage: int, tell: Callable[[str], None]) -> None:
     tell(f"restored {step}")
     _tell_parts(wrapped, tell)
     model = job.run_dir / "model.safetensors"
+    tell("train")
     while True:
-        tell("train")
+        # From the second turn on beside the sync of the save before.
         wrapped.backward(wrapped(torch.randn(4, _WIDTH)))
         wrapped.step()
         step += 1
-        saved = saver.save(step, {"step": step}, None, None)
-        tell(f"saved {step}")
+        if not saver.is_under_way:
+            saver.begin(step, {"step": step}, None, None)
+            continue
+        saved = saver.finish()
+        tell(f"saved {step - 1}")
         tell("prune")
         job.on_main(lambda trusted=saved.checkpoint: checkpoints.prune(trusted.parent, _KEPT, trusted=trusted) and None)
         tell("consolidate")
@@ -231,6 +235,7 @@ def _train(job: Job, stage: int, tell: Callable[[str], None]) -> None:
         tell("publish")
         version = job.on_main(lambda: publish(Store(job.run_dir / "store"), model, _NAME, mirror=False).version.number)
         tell(f"published {version}")
+        saver.begin(step, {"step": step}, None, None)
 
 
 def _tell_parts(wrapped: Any, tell: Callable[[str], None]) -> None:
@@ -244,7 +249,7 @@ def _tell_parts(wrapped: Any, tell: Callable[[str], None]) -> None:
         return call
 
     wrapped.save_checkpoint = told("write", wrapped.save_checkpoint)
-    checkpoints.record_files = told("fsync", checkpoints.record_files)
+    checkpoints.record_files = told("fsync", checkpoints.record_files)  # with the training beside it
     saving.write_json = told("manifest", saving.write_json)
     real = Path.rename
 

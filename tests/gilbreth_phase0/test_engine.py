@@ -67,7 +67,9 @@ def test_deepspeed_itself_finds_the_state_with_the_run_id_at_the_top(stage: int,
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_consolidated_weights_are_those_of_the_live_engine(stage: int, undisturbed: Seen) -> None:
+    """GIVEN a save that was synced while training went on THEN it holds what there was when it began."""
     assert {seen[f"zero-{stage}"]["live"] for seen in undisturbed} == {undisturbed[0][f"zero-{stage}"]["consolidated"]}
+    assert not any(seen[f"zero-{stage}"]["early"] for seen in undisturbed), "it has no name before it is finished"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -87,6 +89,11 @@ def test_a_broken_newest_checkpoint_is_passed_over_on_both_ranks(folder: Path, r
     said = (folder / "resume.out").read_text()
     assert "passing over step-00000006: " in said
     assert "zero_pp_rank_1" in said.partition("passing over")[2].splitlines()[0]
+
+
+def test_a_rank_that_finds_the_disk_full_ends_the_save_on_both(resumed: Seen) -> None:
+    for seen in resumed:
+        assert seen["a disk that is full"] == ["[Errno 28] No space left on device: 'the shard'"]
 
 
 def test_no_rank_starts_again_where_no_checkpoint_is_whole(resumed: Seen) -> None:

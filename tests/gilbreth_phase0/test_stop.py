@@ -205,6 +205,14 @@ def test_a_measured_save_takes_the_place_of_an_estimate_and_the_longest_one_coun
     assert stop.at_boundary() is Stop.REQUEUE
 
 
+def test_a_save_that_is_under_way_is_given_its_time_too(ends_in) -> None:
+    stop = ends_in(100, save_seconds=40.0)  # 1.5 * 40 + 5 s
+    stop.save_begun()
+    assert stop.at_boundary() is Stop.REQUEUE
+    stop.saved_in(40.0)
+    assert stop.at_boundary() is Stop.NO
+
+
 def test_a_job_stops_when_two_more_steps_no_longer_fit(ends_in) -> None:
     """GIVEN 10 s (± 0.5) to the end THEN two steps of 0.45 s and the reserve of 5 s fit, and two of 1.8 s do not."""
     stop = ends_in(10)
@@ -228,8 +236,10 @@ def test_only_the_clock_of_rank_0_counts(ends_in) -> None:
 
 
 @pytest.mark.train
-def test_a_signal_to_one_rank_stops_both_at_the_same_step() -> None:
-    """GIVEN USR2 for rank 1 in step 5 THEN both stop at step 6, because the answer is read a step late."""
+def test_both_ranks_learn_at_the_same_step_of_a_signal_and_of_a_save() -> None:
+    """GIVEN USR2 for rank 1 in step 5, and its share of a save on the disk in step 3, rank 0's in step 2
+    THEN both learn it a step later.
+    """
     ended = run_pair([PROGRAMS / "stop_together.py"], timeout=60)
     assert [rank.returncode for rank in ended] == [0, 0], ended
-    assert [rank.output.splitlines()[-1] for rank in ended] == ["REQUEUE at step 6"] * 2
+    assert [rank.output.splitlines()[-1] for rank in ended] == ["sealed at step 4, REQUEUE at step 6"] * 2

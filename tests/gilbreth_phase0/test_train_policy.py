@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -129,6 +130,8 @@ def test_a_whole_run_without_zero(tmp_path: Path) -> None:
     done = bc(*flags, timeout=180, **environ)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{EPISODES * FRAMES} frames of {EPISODES} episodes: 6 steps of 8 samples, 1 rank(s)" in done.stdout
+    for step in (4, 6):
+        assert re.search(rf"^step-0000000{step} is saved, in \S+ s; training waited for ", done.stdout, re.MULTILINE)
     assert "evaluation on seeds 100000 to 100000: " in done.stdout
     assert read_json(run / "done.json")["step"] == 6
     assert read_json(run / "evaluation.json")["trained"]["trials"] == 1

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import sys
@@ -21,7 +22,7 @@ from gilbreth_phase0.checkpointer import Checkpointer
 from gilbreth_phase0.job import Job
 from gilbreth_phase0.sampling import BatchPlan, ShardedBatches
 from gilbreth_phase0.training import Schedule, Trainer
-from tracking import ExperimentTracker
+from tracking import ExperimentTracker, checkpoints
 from tracking.checkpoints import Retention
 from tracking.consolidate import consolidated_weights
 from tracking.errors import UserError
@@ -83,11 +84,14 @@ def first_run(folder: Path, job: Job) -> dict[str, Any]:
         own = job_in(folder / f"zero-{stage}", job)
         wrapped = make_engine(stage, own)
         train(wrapped, own, 0, SAVED)
-        Checkpointer(wrapped, own).save(SAVED, {"step": SAVED, "seed": SEED}, "run-7", "c0ffee")
+        saver, checkpoint = Checkpointer(wrapped, own), own.run_dir / "checkpoints" / "step-00000003"
+        saver.begin(SAVED, {"step": SAVED, "seed": SEED}, "run-7", "c0ffee")
         seen[f"zero-{stage}"] = at_save = {"live": live(wrapped)}
-        if own.ranks.is_main:
-            at_save["consolidated"] = digest(consolidated_weights(own.run_dir / "checkpoints" / "step-00000003"))
         train(wrapped, own, SAVED, LAST)
+        at_save["early"] = checkpoint.exists()
+        saver.finish()
+        if own.ranks.is_main:
+            at_save["consolidated"] = digest(consolidated_weights(checkpoint))
         at_save["last"] = live(wrapped)
     return seen
 
@@ -120,6 +124,7 @@ def faults(folder: Path, wrapped: Any, job: Job) -> dict[str, Any]:
         shard = next((saved / "step-00000006").glob("*zero_pp_rank_1*"))
         os.truncate(shard, shard.stat().st_size // 2)
     seen: dict[str, Any] = {"past the broken one": checkpointer.restore().step}
+    seen["a disk that is full"] = full_disk(checkpointer, job)
     seen["other stage"] = error_of(Checkpointer(make_engine(2, job), job).restore)
 
     trainer = Trainer(
@@ -137,7 +142,7 @@ def faults(folder: Path, wrapped: Any, job: Job) -> dict[str, Any]:
         Owner.claim(job.run_dir, AttemptKey("the successor", 1))
     dist.barrier(group=job.control)
     seen["zombie's save"] = error_of(lambda: checkpointer.save(7, {"step": 7}, "run-7", None))
-    seen["zombie's flush"] = error_of(lambda: trainer.save(8))
+    seen["zombie's flush"] = error_of(lambda: trainer.save(8, wait=True))
     seen["zombie's end"] = error_of(trainer.complete)
     trainer.tracker.finish()
     broken = job_in(folder / "broken", job)
@@ -145,6 +150,25 @@ def faults(folder: Path, wrapped: Any, job: Job) -> dict[str, Any]:
         (broken.run_dir / "checkpoints" / "step-00000003").mkdir(parents=True)
     seen["none whole"] = error_of(Checkpointer(wrapped, broken).restore)
     return seen
+
+
+def full_disk(checkpointer: Checkpointer, job: Job) -> list[str]:
+    """A save during which rank 1 alone finds no room."""
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the shard")
+
+    real = checkpoints.record_files
+    if not job.ranks.is_main:
+        checkpoints.record_files = fail
+    checkpointer.begin(9, {"step": 9}, "run-7", None)
+    try:
+        checkpointer.finish()
+    except OSError as error:
+        return [str(error), *sorted(path.name for path in (job.run_dir / "checkpoints").glob("step-00000009*"))]
+    finally:
+        checkpoints.record_files = real
+    return ["saved"]
 
 
 def main(phase: str, folder: Path) -> None:

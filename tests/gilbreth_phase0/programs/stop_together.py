@@ -1,4 +1,7 @@
-"""Two ranks of which the second one alone gets USR2 at its fifth step; each prints the step at which it stops."""
+"""Two ranks, of which the second one alone gets USR2 at its fifth step; each prints the step at which it stops.
+
+Rank 0 says from step 2 on that its share of a save is on the disk, rank 1 from step 3 on.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,14 @@ stop = StopProtocol(ranks.rank)
 stop.install()
 dist.init_process_group("gloo", store=meet(ranks), rank=ranks.rank, world_size=ranks.world_size)
 stop.connect(dist.new_group(backend="gloo"))
+sealed_at = 0
 for step in range(1, 20):
     if step == 5 and ranks.rank == 1:
         os.kill(os.getpid(), signal.SIGUSR2)
-    answer = stop.at_boundary()
+    answer = stop.at_boundary(sealed=step >= 2 + ranks.rank)
+    if stop.all_sealed and not sealed_at:
+        sealed_at = step
     if answer is not Stop.NO:
-        print(f"{answer.name} at step {step}")
+        print(f"sealed at step {sealed_at}, {answer.name} at step {step}")
         break
 dist.destroy_process_group()
