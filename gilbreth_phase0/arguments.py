@@ -43,19 +43,25 @@ def parse(model: type[Arguments], values: dict[str, Any]) -> Arguments:
 
 @contextmanager
 def marked_refusal(run_dir: Path | None) -> Iterator[None]:
-    """Leaves the file `refused` in an existing run folder when input is refused, and lets the error pass.
-
-    Where one rank refuses, srun kills the others and returns their 137: the batch script reads the refusal from the
-    file. `launch.task` leaves it for the programs that submitit starts, whatever they are; this is for those that a
-    batch script starts itself.
-    """
+    """Leaves the file `refused` in an existing run folder when input is refused, and lets the error pass."""
     try:
         yield
     except UserError as error:
         if error.exit_code == UserError.exit_code and run_dir is not None:
-            with suppress(OSError):  # a folder that is not there or cannot be written may be what is refused
-                (run_dir / "refused").touch()
+            mark_refusal(run_dir, error)
         raise
+
+
+def mark_refusal(run_dir: Path, error: UserError) -> None:
+    """Leaves the words of a refusal in the file `refused` of an existing run folder; the first rank's stay.
+
+    Where one rank refuses, srun kills the others and returns their 137: the batch script reads the refusal from the
+    file, and shows the words, which may stand in the log of another rank only. `launch.task` leaves the file, empty,
+    for programs that submitit starts and that do not do it themselves.
+    """
+    # A folder that is not there or cannot be written may be what is refused.
+    with suppress(OSError), (run_dir / "refused").open("x") as file:
+        file.write(f"error: {error}\n")
 
 
 def command(model: type[Arguments], main: Callable[[Arguments], None]) -> typer.Typer:

@@ -11,11 +11,13 @@ import subprocess
 import time
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from os import environ
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from gilbreth_phase0.stop import REQUEUE_EXIT_CODE
 from tracking.checkpoints import newest_step
 from tracking.files import read_json, write_json
 from tracking.ownership import AttemptKey, OwnershipLostError, owner_of
@@ -24,7 +26,10 @@ REFUSED_EXIT_CODE = 2
 """Refused input: no requeue can mend it."""
 
 MAX_ATTEMPTS = 50
-"""How many attempts a run may have: more than a week of four-hour jobs."""
+"""How many attempts a run may have where nothing else is said: more than a week of four-hour jobs."""
+
+VARIABLE = "GILBRETH_MAX_ATTEMPTS"
+"""How the batch script says it: `resources.max_segments`."""
 
 _ATTEMPTS_WITHOUT_PROGRESS = 2
 
@@ -66,7 +71,7 @@ def claim_requeue(run_dir: Path, key: AttemptKey) -> bool:
 
     The answer is recorded, so that the batch script does not requeue it a second time.
     """
-    record = decide(run_dir, None, key, MAX_ATTEMPTS, cancelled=False)
+    record = decide(run_dir, None, key, int(environ.get(VARIABLE, MAX_ATTEMPTS)), cancelled=False)
     keep(run_dir, record)
     print(f"{record.outcome.value}: {record.reason}", flush=True)
     return record.outcome is Outcome.REQUEUE
@@ -88,7 +93,8 @@ def decide(run_dir: Path, exit_code: int | None, key: AttemptKey, max_attempts: 
     earlier = [record for record in read_attempts(run_dir) if record.key != str(key)]
     own = next((record for record in read_attempts(run_dir) if record.key == str(key)), None)
     step = newest_step(run_dir / "checkpoints")
-    steps = [record.step for record in earlier][-_ATTEMPTS_WITHOUT_PROGRESS:]
+    # Where a run starts counts too: two attempts that come to no checkpoint are as hopeless.
+    steps = [0, *(record.step for record in earlier)][-_ATTEMPTS_WITHOUT_PROGRESS:]
     if (run_dir / "done.json").is_file():
         outcome, reason = Outcome.DONE, f"the run is complete (step {read_json(run_dir / 'done.json')['step']})"
     elif exit_code == REFUSED_EXIT_CODE:
@@ -103,9 +109,9 @@ def decide(run_dir: Path, exit_code: int | None, key: AttemptKey, max_attempts: 
     elif len(earlier) + 1 >= max_attempts:
         outcome, reason = Outcome.END, f"{len(earlier) + 1} attempts have been made, {max_attempts} are allowed"
     elif len(steps) == _ATTEMPTS_WITHOUT_PROGRESS and min(steps) == step:
-        outcome, reason = Outcome.END, f"{len(steps) + 1} attempts ended at step {step} without progress"
+        outcome, reason = Outcome.END, f"{len(steps)} attempts in a row made no progress from step {step}"
     else:
-        why = "planned stop" if exit_code is None else f"exit code {exit_code}"
+        why = "planned stop" if exit_code in (None, 0, REQUEUE_EXIT_CODE) else f"exit code {exit_code}"
         outcome, reason = Outcome.REQUEUE, f"{why}, newest checkpoint at step {step}"
     return AttemptRecord(str(key), exit_code, step, outcome, reason, time.time())
 
@@ -149,7 +155,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 def main(
     run_dir: Annotated[Path, typer.Option(help="The run folder.")],
     exit_code: Annotated[int, typer.Option(help="srun's exit code.")],
-    max_attempts: Annotated[int, typer.Option(help="How many attempts the run may have in all.", min=1)] = MAX_ATTEMPTS,
+    max_attempts: Annotated[
+        int, typer.Option(envvar=VARIABLE, help="How many attempts the run may have in all.", min=1)
+    ] = MAX_ATTEMPTS,
 ) -> None:
     """Prints `done|end|requeue: reason` and exits with 0, 1 or 75."""
     key = AttemptKey.from_environment()

@@ -24,12 +24,12 @@ from gilbreth_phase0.publishing import BEST, FINAL, LAST_SEED, Candidate, Trials
 from gilbreth_phase0.stop import Stop
 from gilbreth_phase0.trials import Stopped, Try, with_all_ranks
 from tracking import checkpoints
-from tracking.errors import UserError, unknown
+from tracking.errors import UserError
 from tracking.files import fsync_dir, read_json, write_json
 from tracking.gate import BestRule, Evaluation, Gate, ModelManagement, Verdict
 from tracking.gate.best import Outcomes
 from tracking.gate.gate import STATE, Confirm
-from tracking.gate.rules import SECTION, find_metric
+from tracking.gate.rules import check_metrics, metric_name
 from tracking.model_management import WEIGHTS
 from tracking.store.contents import file_digest
 
@@ -302,15 +302,19 @@ def best_bundle(run_dir: Path, step: int | None) -> Path | None:
     return folder if folder is not None and folder.is_dir() else None
 
 
-def metric_name(metric: str) -> str:
-    """A metric's name without its namespace."""
-    return metric.rpartition("/")[2]
-
-
 def outcomes_of(result: EvaluationResult, metric: str) -> dict[int, float]:
     """What came out on each seed, in the metric that decides."""
     value = _VALUES[metric_name(metric)]
     return {episode.seed: value(episode) for episode in result.episodes}
+
+
+def metrics() -> dict[str, list[str]]:
+    """The metrics of an evaluation (`measured`), and which of them may decide what is best (`deciding`)."""
+    from gilbreth_phase0.evaluate import summary
+    from gilbreth_phase0.rollout import Episode
+
+    measured = summary([Episode(seed=0, success=True, length=1, reward=0.0)]).metrics()
+    return {"measured": list(measured), "deciding": list(_VALUES)}
 
 
 def check_rules(rules: ModelManagement) -> None:
@@ -319,16 +323,7 @@ def check_rules(rules: ModelManagement) -> None:
     Raises:
         UserError: Names the metric, and those that there are.
     """
-    from gilbreth_phase0.evaluate import summary
-    from gilbreth_phase0.rollout import Episode
-
-    measured = summary([Episode(seed=0, success=True, length=1, reward=0.0)]).metrics()
-    metric = rules.best_model_metric
-    if find_metric(measured, metric) is None or metric_name(metric) not in _VALUES:
-        raise unknown(f"{SECTION}.best_model_metric", metric, _VALUES)
-    for condition in rules.upload_conditions:
-        if find_metric(measured, condition.metric) is None:
-            raise unknown(f"metric in {SECTION}.upload_conditions", condition.metric, map(metric_name, measured))
+    check_metrics(rules, **metrics())
 
 
 def check_seeds(run_dir: Path, rules: ModelManagement, seeds: range) -> None:

@@ -19,6 +19,8 @@ from enum import IntEnum
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from tracking.pace import RESERVE_SECONDS, SAVE_MARGIN
+
 if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup, Work
@@ -29,10 +31,10 @@ REQUEUE_EXIT_CODE = 75
 TERMINATED_EXIT_CODE = 143
 """What a rank exits with after TERM, as a shell reports it."""
 
+CHAIN = "GILBRETH_CHAIN"
+"""Set where Slurm must not requeue the job: the next one of the chain goes on."""
+
 _SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
-# A save that was measured once may take half as long again; a job that meets its limit loses everything since the last.
-_SAVE_MARGIN = 1.5
-_RESERVE_SECONDS = 5.0
 _WAIT_TO_BE_ENDED_SECONDS = 60.0
 
 
@@ -165,7 +167,7 @@ class StopProtocol:
         if self._end_time is None:
             return True
         saves = 2 if self._is_saving else 1  # the one under way is finished first
-        needed = 2 * self._step_seconds + _SAVE_MARGIN * saves * self.save_seconds + _RESERVE_SECONDS
+        needed = 2 * self._step_seconds + SAVE_MARGIN * saves * self.save_seconds + RESERVE_SECONDS
         return time.time() + needed < self._end_time
 
     def save_begun(self) -> None:
@@ -191,12 +193,17 @@ class StopProtocol:
     def hand_on(self, stop: Stop, may_requeue: Callable[[], bool]) -> None:
         """Ends this process after the save: rank 0 requeues, the others wait to be ended. Does not return.
 
+        In a chain all of them just end: the batch script finds no done record, and hands on.
+
         Args:
             stop: What `at_boundary` said. TERM ends the run; it does not requeue it.
             may_requeue: Asked by rank 0 before the requeue; records the answer.
         """
         if stop is Stop.TERMINATE:
             sys.exit(TERMINATED_EXIT_CODE)
+        if CHAIN in os.environ:
+            # srun kills the others when one rank ends with another code.
+            sys.exit(0)
         if self._requeue_handler is None:
             sys.exit(REQUEUE_EXIT_CODE)
         if self._rank == 0:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gilbreth_phase0.attempt import claim_requeue
-from gilbreth_phase0.checkpointer import Checkpointer, Restored
+from gilbreth_phase0.checkpointer import Checkpointer, Restored, Saved
+from gilbreth_phase0.clock import StepClock
 from gilbreth_phase0.engine import Optimisation
 from gilbreth_phase0.job import Job
 from gilbreth_phase0.progress import progress
@@ -100,6 +100,7 @@ class Trainer:
             if stop is not Stop.NO:
                 return stop
         batches = self._batches(first_step)
+        self._clock = StepClock(first_step, total, self.schedule.save_freq)
         self.job.stop.restart_clock()
         with progress("steps", total, first_step, shown=self.job.ranks.is_main) as advance:
             for step in range(first_step, total):
@@ -110,7 +111,7 @@ class Trainer:
                 advance(f"ZeRO stage {self.optimisation.zero_stage}")
                 stop = self.job.stop.at_boundary(self.checkpointer.is_sealed)
                 if self.job.stop.all_sealed:
-                    self._finish_save()
+                    self._finish_save(done)
                 last = done == total
                 is_evaluated = not last and self.schedule.is_evaluated(done)
                 is_needed = stop is not Stop.NO or last or is_evaluated
@@ -132,7 +133,7 @@ class Trainer:
             wait: Whether the checkpoint must be there now; else it gets its name some steps later.
         """
         if step != self.saved_step:
-            self._finish_save()
+            self._finish_save(step)
             self.job.on_main(self.tracker.flush)
             state = {
                 "step": step,
@@ -144,22 +145,23 @@ class Trainer:
             self.saved_step = step
             self.job.stop.save_begun()
         if wait:
-            self._finish_save()
+            self._finish_save(step)
         self.job.stop.restart_clock()
 
-    def _finish_save(self) -> None:
+    def _finish_save(self, done: int) -> None:
         if not self.checkpointer.is_under_way:
             return
         saved = self.checkpointer.finish()
         self.job.stop.saved_in(saved.seconds)
         held = f"training waited for {saved.held_seconds:.1f} s of it"
         self.job.say(f"{saved.checkpoint.name} is saved, in {saved.seconds:.1f} s; {held}")
-        self.job.on_main(lambda: self._prune(saved.checkpoint))
+        self.job.on_main(lambda: self._after_save(done, saved))
         self.job.stop.restart_clock()
 
-    def _prune(self, newest: Path) -> None:
+    def _after_save(self, done: int, saved: Saved) -> None:
+        self._clock.saved(self.saved_step, done, saved.seconds, saved.held_seconds).write(self.job.run_dir)
         folder = self.job.run_dir / "checkpoints"
-        checkpoints.prune(folder, self.schedule.retention, trusted=newest, say=self.job.say)
+        checkpoints.prune(folder, self.schedule.retention, trusted=saved.checkpoint, say=self.job.say)
 
     def _step(self, step: int, batches: Iterator[Any]) -> torch.Tensor:
         """Does one optimizer step and returns its loss on all samples of the step, on the device."""

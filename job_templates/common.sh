@@ -26,7 +26,7 @@ load_modules() {
     . /etc/profile.d/modules.sh
   fi
   if ! type module >/dev/null 2>&1; then
-    fail "the profile names modules ($*), and this node has no 'module' command; set cluster.modules=[]"
+    fail "the job asks for modules ($*), and this node has no 'module' command; set cluster.modules=[]"
   fi
   module purge
   module load "$@" || fail "module load $* failed; see 'module spider $1'"
@@ -38,7 +38,7 @@ load_modules() {
 activate_environment() {
   local preferred=${1:-} conda_environment=${2:-} base
   if [ -n "$conda_environment" ]; then
-    command -v conda >/dev/null || fail "the profile names the conda environment $conda_environment, and there is no conda here"
+    command -v conda >/dev/null || fail "the job asks for the conda environment $conda_environment, and there is no conda here"
     base=$(conda info --base)
     set +eu
     . "$base/etc/profile.d/conda.sh"
@@ -81,6 +81,16 @@ set_job_environment() {
   fi
 }
 
+# take_task FOLDER: gives the task that was pickled before the submission the number under which submitit looks for it, so
+# that the job needs nothing of the process that submitted it. A requeued job has it already.
+take_task() {
+  local name="$SLURM_JOB_ID"
+  if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then name="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"; fi
+  if [ ! -e "$1/${name}_submitted.pkl" ]; then
+    ln -s -- "task_${SLURM_ARRAY_TASK_ID:-0}.pkl" "$1/${name}_submitted.pkl"
+  fi
+}
+
 # run_tasks LOG COMMAND...: runs the command once a task and returns srun's exit code. LOG is srun's file name pattern;
 # empty, the tasks write into the job's own log.
 run_tasks() {
@@ -88,7 +98,7 @@ run_tasks() {
   shift
   # Python dies of USR2 until its handler stands, so a task starts with the signal ignored.
   # shellcheck disable=SC2016
-  srun --unbuffered --kill-on-bad-exit=1 --open-mode=append --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+  srun --kill-on-bad-exit=1 --open-mode=append --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
     ${log:+--output="$log"} bash -c 'trap "" USR2; exec "$0" "$@"' "$@"
 }
 
@@ -109,12 +119,24 @@ say_how_to_push() {
   fi
 }
 
+# go_on: has a later attempt go on with the run. chain.sh has another one, and of the next, too.
+go_on() {
+  scontrol requeue "$SLURM_JOB_ID" && return
+  echo "error: Slurm refused to requeue job $SLURM_JOB_ID; submit the stage again" >&2
+  return 1
+}
+
+# end_run: what must not go on when the run has ended for good.
+end_run() { :; }
+
 # finish RUN_FOLDER CODE: ends the job after srun ended with CODE: done, ended, or requeued.
 finish() {
   local run=$1 code=$2 verdict=0
   # One rank that refuses its input leaves this file: srun then kills the others and returns 137, which hides the 2.
   if [ -e "$run/refused" ]; then
     code=2
+    # Where a rank other than 0 refused, the words stand in a log of its own.
+    cat -- "$run/refused" || true
     rm -f -- "$run/refused"
   fi
   if [ -z "$gilbreth_terminated" ]; then
@@ -122,20 +144,38 @@ finish() {
   fi
   if [ -n "$gilbreth_terminated" ]; then
     echo "end: TERM (scancel, the end of the time limit, or a requeue that is under way); this script does not requeue"
+    end_run
     # Slurm kills what is left within seconds, so nothing is begun here.
     say_how_to_push "$run"
     exit 143
   fi
   if [ "$verdict" -eq 0 ]; then
     code=0
-  elif [ "$code" -eq 0 ]; then
+  elif [ "$verdict" -ne 75 ] && [ "$code" -eq 0 ]; then
     code=1
   fi
   if [ "$verdict" -eq 75 ]; then
-    # A requeued run goes on, and a later attempt pushes it.
-    scontrol requeue "$SLURM_JOB_ID" && exit "$code"
-    echo "error: Slurm refused to requeue job $SLURM_JOB_ID; submit the stage again" >&2
+    # The run goes on, and a later attempt pushes it.
+    go_on && exit "$code"
   fi
+  end_run
   push_run "$run"
   exit "$code"
+}
+
+# run_smoke LEVEL NAME: the whole of a smoke script. Such a script knows no profile: GILBRETH_MODULES (names, with spaces
+# between them) and GILBRETH_CONDA_ENV stand for what a profile says.
+run_smoke() {
+  local level=$1 run=runs/$2-$SLURM_JOB_ID code=0 modules
+  read -ra modules <<<"${GILBRETH_MODULES:-}"
+  if [ "${#modules[@]}" -gt 0 ]; then load_modules "${modules[@]}"; fi
+  activate_environment "" "${GILBRETH_CONDA_ENV:-}"
+  set_job_environment
+  if [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] && [ -e "$run" ]; then
+    # A job of another cluster, or of a lab that was wiped, had this number: its run must not be resumed.
+    mv -T -- "$run" "$run-$(date -r "$run" +%Y%m%d_%H%M%S)"
+  fi
+  rm -f -- "$run/refused" # of an attempt that Slurm ended before it came to `finish`
+  run_tasks "" "$PYTHON" -u -m gilbreth_phase0.smoke --level "$level" --run-dir "$run" || code=$?
+  finish "$run" "$code"
 }

@@ -2,56 +2,51 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
 from launch import yaml_core
+from launch.places import ROOT, clusters, user_profiles
+from launch.profile import Cluster, Minutes, Section, minutes
 from tracking.errors import UserError, unknown
 from tracking.gate.rules import SECTION, ModelManagement, read_rules
 from tracking.names import slug
 
-ROOT = Path(__file__).resolve().parents[1]
-"""The project root: relative roots of a profile start here, and jobs run here."""
+__all__ = [
+    "ROOT",
+    "Cluster",
+    "Config",
+    "Inputs",
+    "Minutes",
+    "Resources",
+    "Stage",
+    "Tracking",
+    "clusters",
+    "load_cluster",
+    "minutes",
+    "resolve",
+    "stages",
+    "typed",
+    "user_profiles",
+    "validate",
+]
 
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>[0-5]?\d):(?P<seconds>[0-5]?\d)")
-
-
-def minutes(value: Any) -> Any:
-    """Reads `90`, `"1:30:00"` or `"2-00:00:00"` as minutes; seconds are rounded up, because Slurm counts minutes."""
-    if not isinstance(value, str):
-        return value
-    match = _TIME.fullmatch(value)
-    if match is None:
-        raise ValueError("expected minutes, H:MM:SS or D-HH:MM:SS")
-    days, hours, whole, seconds = (int(part or 0) for part in match.groups())
-    return (days * 24 + hours) * 60 + whole + (seconds > 0)
-
-
-Minutes = Annotated[PositiveInt, BeforeValidator(minutes)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+_TABLES = {name for name, field in Cluster.model_fields.items() if isinstance(field.default, dict)}
 
 
-class Resources(_Section):
+class Resources(Section):
     """What a job asks of Slurm.
 
     Attributes:
@@ -63,6 +58,8 @@ class Resources(_Section):
         time: Minutes until Slurm ends the job.
         signal_seconds: How long before that the tasks get USR2.
         exclusive: Whether nobody else may use the nodes.
+        max_segments: How many attempts the run may have in all, requeued or in a chain of jobs.
+        links: Jobs of a chain that are queued at once, where Slurm must not requeue and nodes must not submit.
     """
 
     nodes: PositiveInt
@@ -73,6 +70,8 @@ class Resources(_Section):
     time: Minutes
     signal_seconds: NonNegativeInt
     exclusive: bool = False
+    max_segments: PositiveInt = 50
+    links: PositiveInt = 1
 
     @model_validator(mode="after")
     def _one_task_a_gpu(self) -> Resources:
@@ -89,7 +88,7 @@ class Resources(_Section):
         return self.tasks_per_node or max(self.gpus_per_node, 1)
 
 
-class Tracking(_Section):
+class Tracking(Section):
     """Where the run is tracked; None leaves it to the environment that the job inherits.
 
     Attributes:
@@ -103,7 +102,7 @@ class Tracking(_Section):
     mode: Literal["online", "offline", "disabled"] | None = None
 
 
-class Inputs(_Section):
+class Inputs(Section):
     """Which arguments of a stage name something that must stand before the job starts.
 
     Attributes:
@@ -115,7 +114,7 @@ class Inputs(_Section):
     bundle: str | None = None
 
 
-class Stage(_Section):
+class Stage(Section):
     """The part of a stage YAML that is the same for all stages.
 
     Attributes:
@@ -127,6 +126,7 @@ class Stage(_Section):
         inputs: What must stand before the job starts.
         models: Whether it publishes models into the model store, or only loads them, for which a store that may only be
             read will do.
+        resources_by: What takes the place of its resources for a value of an argument: argument, value, resources.
     """
 
     stage: str
@@ -136,63 +136,7 @@ class Stage(_Section):
     dataset: str
     inputs: Inputs = Inputs()
     models: Literal["publishes", "loads"] | None = None
-
-
-class Cluster(_Section):
-    """A cluster profile.
-
-    Attributes:
-        name: The profile's name, which is its file's.
-        executor: Whether Slurm runs the job or this machine.
-        partition: Slurm partition; None is the cluster's default.
-        account: Slurm account; None is the user's default.
-        qos: Slurm QOS; None is the user's default.
-        run_root: Where run folders are made, on a shared disk.
-        data_root: Where datasets are, on a shared disk.
-        store_root: The model store, on a shared disk; None is `models` beside `run_root`.
-        modules: What the job loads, in this order.
-        conda_env: The conda environment of the job; None is the Python that submits.
-        environment: Variables of every job. Secrets are refused: they would stand in the script.
-        gpus_per_node: How many GPUs a node has; None is not known.
-        qos_limits: Longest time in minutes by QOS.
-        node_local: Folders that other nodes do not see.
-        internet: Whether the nodes that run jobs reach W&B; None is not known.
-        sync_partition: Where `--sync-after` pushes runs from; None is the partition of the job itself.
-        resources: What takes the place of a stage's own resources.
-        arguments: What takes the place of a stage's own arguments, where it has them.
-    """
-
-    name: str
-    executor: Literal["slurm", "local"]
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    run_root: str = "runs"
-    data_root: str = "data"
-    store_root: str | None = None
-    modules: tuple[str, ...] = ()
-    conda_env: str | None = None
-    environment: dict[str, str] = {}
-    gpus_per_node: NonNegativeInt | None = None
-    qos_limits: dict[str, Minutes] = {}
-    node_local: tuple[str, ...] = ()
-    internet: bool | None = None
-    sync_partition: str | None = None
-    resources: dict[str, Any] = Field(default={}, exclude=True)
-    arguments: dict[str, Any] = Field(default={}, exclude=True)
-
-    @field_validator("environment")
-    @classmethod
-    def _plain_variables(cls, value: dict[str, str]) -> dict[str, str]:
-        for name in value:
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-                raise ValueError(f"{name!r} is not the name of a variable")
-            if _SECRET.search(name):
-                raise ValueError(
-                    f"{name} looks like a secret, which must not stand in a file or a script; "
-                    "export it in the shell that submits: jobs inherit it"
-                )
-        return value
+    resources_by: dict[str, dict[int, dict[str, Any]]] = Field(default_factory=dict)
 
 
 class Config(BaseModel):
@@ -232,21 +176,19 @@ class Config(BaseModel):
         return yaml_core.dump(value)
 
 
-def user_profiles() -> Path:
-    """Where the user's own cluster profiles are."""
-    config = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(config).expanduser() / "gilbreth" / "clusters"
-
-
 def stages() -> dict[str, Path]:
     """The stages that there are, by name."""
     return {path.stem: path for path in (ROOT / "launch" / "stages").glob("*.yaml")}
 
 
-def clusters() -> dict[str, Path]:
-    """The cluster profiles that there are, by name; the user's own wins over one of the same name that is shipped."""
-    folders = (ROOT / "launch" / "clusters", user_profiles())
-    return {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
+def load_cluster(name: str) -> Cluster:
+    """Reads a cluster profile by itself, without a stage.
+
+    Raises:
+        UserError: There is none of that name, or it holds what it must not.
+    """
+    path = _choose("cluster", name, clusters())
+    return validate(Cluster, {**yaml_core.load(path), "name": name}, "cluster", path)
 
 
 def resolve(stage: str, cluster: str, settings: Sequence[str]) -> Config:
@@ -277,16 +219,28 @@ def resolve(stage: str, cluster: str, settings: Sequence[str]) -> Config:
         _apply(setting, tree, defaults, stage)
     read_rules({SECTION: tree[SECTION]})  # refuses what the job would refuse
     profile = validate(Cluster, tree["cluster"], "cluster", cluster_path)
-    tree["resources"] = {**resources, **profile.resources, **tree["resources"]}
+    chosen = validate(Stage, stage_tree, "", stage_path)
+    arguments = _arguments(defaults, profile, tree[stage], stage)
+    tree["resources"] = {**resources, **_resources_by(chosen, arguments), **profile.resources, **tree["resources"]}
     return Config(
-        stage=validate(Stage, stage_tree, "", stage_path),
+        stage=chosen,
         name=tree["name"],
         cluster=profile,
         resources=validate(Resources, tree["resources"], "resources", stage_path),
         tracking=validate(Tracking, tree["tracking"], "tracking", stage_path),
-        arguments=_arguments(defaults, profile, tree[stage], stage),
+        arguments=arguments,
         model_management=tree[SECTION],
     )
+
+
+def _resources_by(stage: Stage, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    chosen: dict[str, Any] = {}
+    for key, choices in stage.resources_by.items():
+        if arguments[key] not in choices:
+            expected = ", ".join(map(str, choices))
+            raise UserError(f"{stage.stage}.{key}={arguments[key]!r}: expected one of {expected}")
+        chosen |= choices[arguments[key]]
+    return chosen
 
 
 def _choose(kind: str, name: str, available: Mapping[str, Path]) -> Path:
@@ -313,7 +267,7 @@ def _apply(setting: str, tree: dict[str, Any], defaults: Mapping[str, Any], stag
     valid |= {f"{name}.{field}" for name, model in models.items() for field in model.model_fields}
     # Tables are set entry by entry.
     nested = len(inner) == 2 and (
-        (section == "cluster" and inner[0] in ("environment", "resources", "arguments", "qos_limits"))
+        (section == "cluster" and inner[0] in _TABLES)
         or (section == stage and isinstance(defaults.get(inner[0]), dict))
         or key.startswith(f"{SECTION}.upload_conditions.")
     )
@@ -371,7 +325,7 @@ def typed(key: str, value: Any, default: Any) -> Any:
     raise UserError(f"{key}={value!r}: expected {expected}, as the stage's default {default!r}")
 
 
-Model = TypeVar("Model", bound=_Section)
+Model = TypeVar("Model", bound=Section)
 
 
 def validate(model: type[Model], values: Any, prefix: str, source: Path) -> Model:
@@ -388,8 +342,21 @@ def validate(model: type[Model], values: Any, prefix: str, source: Path) -> Mode
         for fault in error.errors():
             key = dot + ".".join(str(part) for part in fault["loc"])
             if fault["type"] == "extra_forbidden":
-                raise unknown("key", key, (dot + name for name in model.model_fields)) from None
+                *place, _ = fault["loc"]
+                raise unknown("key", key, _keys_beside(model, place, prefix)) from None
             message = fault["msg"].removeprefix("Value error, ")
             given = f"={fault['input']!r}" if fault["loc"] and fault["type"] != "missing" else ""
             lines.append(f"{key.rstrip('.')}{given}: {message}")
         raise UserError("\n  ".join(lines) + f"\n  (from {source} and --set)") from None
+
+
+def _keys_beside(model: type[Section], place: Sequence[int | str], prefix: str) -> list[str]:
+    """The keys that are valid where an unknown one stands, which may be inside a table of sections."""
+    inner: Any = model
+    for part in place:
+        if hasattr(inner, "model_fields"):
+            inner = inner.model_fields[part].annotation
+            inner = inner if get_origin(inner) is dict else get_args(inner)[0]  # X of `X | None`
+        else:
+            inner = get_args(inner)[1]  # X of `dict[str, X]`
+    return [".".join(map(str, [*filter(None, [prefix]), *place, name])) for name in inner.model_fields]

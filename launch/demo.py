@@ -86,19 +86,20 @@ def _timed(title: str) -> Iterator[None]:
 
 def _run_stage(stage: str, cluster: str, settings: list[str]) -> Path:
     """Submits a stage as `launch.submit --wait` does and returns its run folder."""
-    from launch.checks import refuse_what_cannot_run
     from launch.config import resolve
     from launch.follow import follow
     from launch.models import held_model
+    from launch.places import enter_lab
+    from launch.preflight import check
     from launch.spec import make_spec
     from launch.submission import submit
-    from launch.submit import enter_lab, report
+    from launch.submit import report
 
     if cluster == "lab":
         enter_lab()
     config = resolve(stage, cluster, settings)
     spec = make_spec(config, datetime.now())
-    refuse_what_cannot_run(config, spec)
+    check(config, spec, live=False)
     with held_model(config, spec) as spec_of_now:
         submitted = submit(config, spec_of_now)
     report(spec, submitted)

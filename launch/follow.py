@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-_OVER = {
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "TIMEOUT",
-}
-_OVER |= {"FINISHED", "INTERRUPTED"}  # submitit's words for a job on this machine
+from launch.slurm import ALIVE, SlurmSilent, states
+
 # A job that Slurm requeues shows the state of its last attempt for a moment.
 _SECONDS_UNTIL_SURE = 5.0
 _SECONDS_BETWEEN_LOG_LINES = 5.0
@@ -29,21 +18,28 @@ def slurm_state(job_id: str) -> str | None:
     """Asks Slurm for a job.
 
     Returns:
-        Its state and the reason, `PENDING (Resources)`; `UNKNOWN` where Slurm did not answer; None where it has
-        forgotten the job.
+        Its state with the reason or its nodes, `PENDING (Resources)`; `UNKNOWN` where Slurm did not answer; None where
+        nobody remembers the job.
     """
-    command = ["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T|%r|%N"]
+    return _one_of([job_id])
+
+
+def _one_of(jobs: Sequence[str]) -> str | None:
+    """The state of the first job that waits or runs, else of the last one that somebody remembers."""
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        known = states(jobs)
+    except SlurmSilent:
         return "UNKNOWN"
-    if answer.returncode != 0:
-        return None if "Invalid job id" in answer.stderr else "UNKNOWN"
-    if not answer.stdout.strip():
+    found = [known[job] for job in jobs if job in known]
+    if not found:
         return None
-    state, reason, nodes = answer.stdout.splitlines()[0].split("|")
-    detail = nodes or (reason if reason != "None" else "")
-    return f"{state} ({detail})" if detail else state
+    job = next((one for one in found if one.state in ALIVE), found[-1])
+    detail = job.node_list or job.reason
+    return f"{job.state} ({detail})" if detail else job.state
+
+
+def _is_over(state: str | None) -> bool:
+    return state is None or state.split()[0] not in ALIVE | {"UNKNOWN"}
 
 
 def follow(run_dir: Path, log: Path, state: Callable[[], str | None], interval: float = 1.0) -> bool:
@@ -62,13 +58,16 @@ def follow(run_dir: Path, log: Path, state: Callable[[], str | None], interval: 
     shown_line, next_line_at, over_since = "", 0.0, None
     while not (run_dir / "done.json").is_file():
         now, current = time.monotonic(), state()
+        if _is_over(current) and (links := sorted(run_dir.glob("links/[0-9]*.json"), key=lambda path: int(path.stem))):
+            # Where Slurm must not requeue, a run goes on in another job.
+            current = _one_of([path.stem for path in links])
         if current != shown_state:
             print(f"[{time.strftime('%H:%M:%S')}] {current or 'gone from the queue'}", flush=True)
             shown_state = current
         if now >= next_line_at and (line := last_line(log)) != shown_line:
             print(f"    {line[:_LINE_LIMIT]}", flush=True)
             shown_line, next_line_at = line, now + _SECONDS_BETWEEN_LOG_LINES
-        if current is None or current.split()[0] in _OVER:
+        if _is_over(current):
             over_since = over_since or now
             if now - over_since > _SECONDS_UNTIL_SURE:
                 return False

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from launch.config import ROOT
+from launch.config import ROOT, Cluster
 from launch.spec import JobSpec
 from tracking.errors import UserError
 
@@ -65,6 +65,27 @@ def batch_script(spec: JobSpec, run_dirs: Sequence[str], array: bool = False, pa
     """
     check_log_folder(spec.log_dir)
     job = "%A_%a" if array else "%j"
+    return rendered(
+        "stage.sbatch.j2",
+        stage=spec.stage,
+        options=sbatch_options(spec, f"{spec.log_dir}/{job}_0_log.out", len(run_dirs) if array else 0, parallel),
+        common=f"{spec.root}/job_templates/common.sh",
+        modules=spec.cluster.modules,
+        conda_env=spec.cluster.conda_env,
+        python=spec.python,
+        environment=list(spec.environment.items()),
+        run_dirs=run_dirs,
+        is_chain=is_chain(spec),
+        chain=f"{spec.root}/job_templates/chain.sh",
+        max_attempts=spec.resources.max_segments,
+        seconds=spec.resources.time * 60,
+        task_log=f"{spec.log_dir}/{job}_%t_log.out",
+        folder=spec.log_dir,
+    )
+
+
+def rendered(template: str, **values: object) -> str:
+    """Fills in a template of `job_templates`; it quotes what it prints by `quote`, in `#SBATCH` lines by `sbatch`."""
     environment = Environment(
         loader=FileSystemLoader(ROOT / "job_templates"),
         undefined=StrictUndefined,
@@ -75,21 +96,16 @@ def batch_script(spec: JobSpec, run_dirs: Sequence[str], array: bool = False, pa
     )
     environment.filters["quote"] = lambda value: shlex.quote(str(value))
     environment.filters["sbatch"] = sbatch_quote
-    return environment.get_template("stage.sbatch.j2").render(
-        stage=spec.stage,
-        options=_options(spec, f"{spec.log_dir}/{job}_0_log.out", len(run_dirs) if array else 0, parallel),
-        common=f"{spec.root}/job_templates/common.sh",
-        modules=spec.cluster.modules,
-        conda_env=spec.cluster.conda_env,
-        python=spec.python,
-        environment=list(spec.environment.items()),
-        run_dirs=run_dirs,
-        task_log=f"{spec.log_dir}/{job}_%t_log.out",
-        folder=spec.log_dir,
-    )
+    return environment.get_template(template).render(**values)
 
 
-def _options(spec: JobSpec, log: str, elements: int, parallel: int) -> list[tuple[str, str | int | None]]:
+def is_chain(spec: JobSpec) -> bool:
+    """Whether the run is a chain of jobs: where the site forbids that a job is requeued."""
+    return spec.cluster.requeue is False
+
+
+def sbatch_options(spec: JobSpec, log: str, elements: int = 0, parallel: int = 0) -> list[tuple[str, str | int | None]]:
+    """The options of a batch script, in the order in which they stand there."""
     cluster, resources = spec.cluster, spec.resources
     options: list[tuple[str, str | int | None]] = [("job-name", spec.name)]
     options += [(key, value) for key in SUBMISSION_VARIABLES if (value := getattr(cluster, key))]
@@ -102,16 +118,26 @@ def _options(spec: JobSpec, log: str, elements: int, parallel: int) -> list[tupl
         ("time", slurm_time(resources.time)),
         # Without `B:`: the tasks get it, not the shell.
         ("signal", f"USR2@{resources.signal_seconds}"),
-        ("requeue", None),
+        ("no-requeue" if is_chain(spec) else "requeue", None),
         ("open-mode", "append"),
         ("output", log),
         ("comment", f"gilbreth:{spec.name}"),
     ]
     if resources.exclusive:
         options.append(("exclusive", None))
+    if is_chain(spec):
+        options.append(("dependency", "singleton"))
     if elements:
         options.append(("array", f"0-{elements - 1}%{min(elements, parallel)}"))
     return options
+
+
+def waiting_options(spec: JobSpec) -> list[str]:
+    """What sbatch is called with for a job that waits for another one; the script keeps its own dependency else."""
+    if spec.after is None:
+        return []
+    alone = ",singleton" if is_chain(spec) else ""
+    return [f"--dependency=afterok:{spec.after}{alone}", "--kill-on-invalid-dep=yes"]
 
 
 def slurm_time(minutes: int) -> str:
@@ -121,12 +147,17 @@ def slurm_time(minutes: int) -> str:
 
 
 def foreign_variables(environ: Mapping[str, str], spec: JobSpec) -> list[str]:
+    """Names the variables that a new job must not inherit: `foreign_names` of its profile."""
+    return foreign_names(environ, spec.cluster)
+
+
+def foreign_names(environ: Mapping[str, str], cluster: Cluster) -> list[str]:
     """Names the variables that a new job must not inherit: those of a job that this one is submitted from.
 
     `SLURM_CONF` stays, which says where Slurm is, and so do account, partition and QOS where the profile leaves them
     open; a value of the profile must not be overridden by `SBATCH_…`, because that is not what the dry run shows.
     """
-    open_fields = {name for field, name in SUBMISSION_VARIABLES.items() if getattr(spec.cluster, field) is None}
+    open_fields = {name for field, name in SUBMISSION_VARIABLES.items() if getattr(cluster, field) is None}
     kept = open_fields | {"SLURM_CONF"}
     return sorted(name for name in environ if (_FOREIGN.match(name) or name in _RANKS) and name not in kept)
 

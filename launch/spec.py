@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import subprocess
@@ -11,11 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from launch.config import ROOT, Cluster, Config, Resources
-from tracking.errors import UserError
+from launch.config import Cluster, Config, Resources
+from launch.places import ROOT, expand
 from tracking.names import check_name, run_name
 from tracking.store.root import VARIABLE
 
@@ -36,6 +34,8 @@ class JobSpec:
         python: The Python that runs it, where the cluster names no conda environment.
         cluster: The profile.
         resources: What it asks for.
+        after: The job that must end well before it starts; Slurm ends it where that one does not.
+        promised: What stands by then and need not stand now: folders of datasets, models by name.
     """
 
     stage: str
@@ -49,19 +49,8 @@ class JobSpec:
     python: str
     cluster: Cluster
     resources: Resources
-
-
-@dataclass(frozen=True)
-class Commit:
-    """The state of the project's tree; None outside git.
-
-    Attributes:
-        sha: The commit.
-        dirty: Whether tracked files differ from it.
-    """
-
-    sha: str | None
-    dirty: bool | None
+    after: str | None = None
+    promised: frozenset[str] = frozenset()
 
 
 def make_spec(config: Config, now: datetime, root: Path = ROOT) -> JobSpec:
@@ -103,25 +92,32 @@ def make_spec(config: Config, now: datetime, root: Path = ROOT) -> JobSpec:
     )
 
 
+def small_job(cluster: Cluster, minutes: int, gpus: int | None = None) -> list[str]:
+    """Settings of a job that asks for as little as the profile's partition takes.
+
+    Args:
+        cluster: The profile.
+        minutes: How long it may run, where the limits allow that.
+        gpus: GPUs on each node; None is one where the partition has any, because GPU partitions refuse jobs without.
+    """
+    limits = cluster.partitions.get(cluster.partition or "")
+    longest = [time for time in (cluster.qos_limits.get(cluster.qos or ""), limits and limits.max_time) if time]
+    any_gpus = cluster.gpus_per_node if limits is None else limits.gpus_per_node
+    return [
+        f"resources.gpus_per_node={min(1, any_gpus or 0) if gpus is None else gpus}",
+        "resources.tasks_per_node=null",
+        "resources.cpus_per_task=1",
+        f"resources.time={min([minutes, *longest])}",
+        "resources.signal_seconds=30",
+    ]
+
+
 def _store_root(config: Config, run_root: Path, root: Path) -> Path:
     """The profile's, else the one that commands in this shell use, else `models` beside the run folders."""
     if config.cluster.store_root is not None:
         return expand(config.cluster.store_root, root, "cluster.store_root")
     given = os.environ.get(VARIABLE)
     return root / Path(given).expanduser() if given else run_root.parent / "models"
-
-
-def expand(path: str, root: Path, key: str) -> Path:
-    """Expands `~` and variables in a path of a profile; a relative one starts at the project root.
-
-    Raises:
-        UserError: A variable in it is not set.
-    """
-    # Shells always set USER; cron and containers do not.
-    expanded = Template(path).safe_substitute({"USER": getpass.getuser(), **os.environ})
-    if "$" in expanded:
-        raise UserError(f"{key}={path!r}: a variable in it is not set here; export it or write the path out")
-    return root / Path(expanded).expanduser()
 
 
 def flags(arguments: Mapping[str, Any]) -> tuple[str, ...]:
@@ -148,14 +144,6 @@ def free_name(config: Config, run_root: Path, now: datetime, root: Path) -> str:
         if not (run_root / name).exists() and not (root / "logs" / name).exists():
             return name
         now += timedelta(seconds=1)
-
-
-def commit_of(root: Path) -> Commit:
-    """Asks git for the state of a tree."""
-    sha = git("rev-parse", "HEAD", cwd=root)
-    if sha is None:
-        return Commit(None, None)
-    return Commit(sha, bool(git("status", "--porcelain", "--untracked-files=no", cwd=root)))
 
 
 def git(*arguments: str, cwd: Path) -> str | None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import re
+import gc
 import shlex
 import shutil
 import sys
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launch.places import default_cluster, enter_lab, in_lab
 from tracking.errors import UserError, exit_on_user_error
 
 if TYPE_CHECKING:
     from launch.config import Config
+    from launch.questions import Questions
     from launch.spec import JobSpec
     from launch.submission import Submitted
 
@@ -25,7 +27,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 @app.command()
 def main(
-    stage: Annotated[str, typer.Option(help="What to run: collect, bc, eval or smoke.")],
+    stage: Annotated[str | None, typer.Option(help="What to run: collect, bc, eval or smoke.")] = None,
     cluster: Annotated[
         str | None,
         typer.Option(
@@ -47,42 +49,92 @@ def main(
         bool, typer.Option("--sync-after", help="Queue a small job that pushes the run to W&B after this one.")
     ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run; exit with 0 only when it is complete.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Queue it in spite of preflight's errors, and say which.")
+    ] = False,
+    snapshot: Annotated[
+        bool, typer.Option("--snapshot", help="Have the job run a copy of the tree as it is now, whatever is edited.")
+    ] = False,
+    resume_submission: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume-submission",
+            metavar="RUN",
+            help="Finish the submission of this run folder that was interrupted: its job is adopted, or submitted.",
+        ),
+    ] = None,
 ) -> None:
     """Previews, checks and queues one stage of training as a Slurm job."""
     with exit_on_user_error():
-        run(stage, cluster, settings or [], dry_run=dry_run, sync_after=sync_after, wait=wait)
+        if resume_submission is not None:
+            resume(resume_submission.absolute())
+        elif stage is None:
+            raise UserError("--stage is missing: collect, bc, eval or smoke")
+        else:
+            run(
+                stage,
+                cluster,
+                settings or [],
+                dry_run=dry_run,
+                sync_after=sync_after,
+                wait=wait,
+                force=force,
+                snapshot=snapshot,
+            )
 
 
-def run(stage: str, cluster: str | None, settings: list[str], *, dry_run: bool, sync_after: bool, wait: bool) -> None:
+def run(
+    stage: str,
+    cluster: str | None,
+    settings: list[str],
+    *,
+    dry_run: bool,
+    sync_after: bool,
+    wait: bool,
+    force: bool = False,
+    snapshot: bool = False,
+) -> None:
     """Does what the command line asks for.
 
     Raises:
         UserError: Something in it cannot be run.
     """
+    name = cluster or default_cluster()
+    asked = ask_ahead(name)
     # pydantic and Jinja2 are not needed to answer --help.
-    from launch.checks import findings, refuse_what_cannot_run
+    from launch.chain import plan, queue_links
     from launch.config import resolve
     from launch.models import held_model
+    from launch.preflight import check, report_findings
     from launch.spec import make_spec
     from launch.sync_after import check_sync_after, queue_sync, way_to_wandb
 
-    config = resolve(stage, cluster or default_cluster(), settings)
+    config = resolve(stage, name, settings)
     spec = make_spec(config, datetime.now())
     if sync_after:
         check_sync_after(spec.cluster)
     if dry_run:
-        print(preview(config, spec), end="")
-        for finding in findings(config, spec):
-            print(f"note: a submission would be refused: {finding}", file=sys.stderr)
+        print(preview(config, spec), end="", flush=True)
+        if (jobs := plan(config, spec)) is not None and spec.cluster.executor == "slurm":
+            print(f"plan: {jobs.sentence(spec)}", file=sys.stderr)
+        report_findings(config, spec, live=reaches_slurm(spec), asked=asked)
         return
-    refuse_what_cannot_run(config, spec)
     if spec.cluster.name == "lab":
         enter_lab()
-    from launch.submission import submit
+    from launch.submission import pick_up, submit
 
-    with held_model(config, spec) as spec_of_now:
-        submitted = submit(config, spec_of_now)
+    if (earlier := pick_up(config, spec)) is not None:
+        spec, submitted = earlier
+    else:
+        import_module("launch.executor")  # here, because Slurm is still at its answers
+        check(config, spec, live=reaches_slurm(spec), force=force, asked=asked)
+        with held_model(config, spec) as spec_of_now:
+            submitted = submit(config, spec_of_now, snapshot=snapshot)
     report(spec, submitted)
+    if (jobs := plan(config, spec)) is not None and spec.cluster.executor == "slurm":
+        print(f"plan {jobs.sentence(spec)}", flush=True)
+    if earlier is None and (links := queue_links(spec)) is not None:
+        print(links, flush=True)
     if sync_after:
         print(queue_sync(spec, submitted.job_id), flush=True)
     elif way := way_to_wandb(spec):
@@ -91,36 +143,34 @@ def run(stage: str, cluster: str | None, settings: list[str], *, dry_run: bool, 
         end_with(spec, submitted)
 
 
-def default_cluster() -> str:
-    """Chooses the profile where none was named."""
-    if shutil.which("sbatch") is None:
-        return "local"
-    return "lab" if in_lab() else "generic"
+def ask_ahead(cluster: str) -> Questions | None:
+    """Asks Slurm what preflight will want to know, while Python imports the rest; None without a Slurm to ask here."""
+    if cluster == "local" or shutil.which("sbatch") is None or (cluster == "lab" and not in_lab()):
+        return None
+    from launch.questions import Questions
+
+    return Questions()
 
 
-def in_lab() -> bool:
-    """Whether the Slurm that this shell talks to is a lab on this machine."""
-    path = os.environ.get("SLURM_CONF")
-    try:
-        return path is not None and re.search(r"^ClusterName=lab$", Path(path).read_text(), re.MULTILINE) is not None
-    except OSError:
-        return False
+def reaches_slurm(spec: JobSpec) -> bool:
+    """Whether the Slurm that the commands here talk to is the one that the job would go to."""
+    is_there = spec.cluster.executor == "slurm" and shutil.which("sbatch") is not None
+    return is_there and (spec.cluster.name != "lab" or in_lab())
 
 
-def enter_lab() -> None:
-    """Makes this process talk to the lab, unless its shell does already.
+def resume(run_dir: Path) -> None:
+    """Finishes a submission that was interrupted.
 
     Raises:
-        UserError: The lab is not running.
+        UserError: There is none of that run, or nobody can tell yet whether Slurm has its job.
     """
-    if in_lab() and shutil.which("sbatch") is not None:
-        return
-    from launch.lab import Lab
+    from launch.submission import resumed
 
-    lab = Lab()
-    if not lab.is_up():
-        raise UserError("the lab is not running.\n  start it: python -m launch.lab up")
-    os.environ.update(lab.environment())
+    arguments = resumed(run_dir, enter_lab)
+    if arguments is not None:
+        # The record holds the command line: of this one, not of the one that asked for it.
+        sys.argv[1:] = arguments
+        app(arguments)
 
 
 def preview(config: Config, spec: JobSpec) -> str:
@@ -155,6 +205,7 @@ def end_with(spec: JobSpec, submitted: Submitted) -> None:
     from launch.follow import follow
     from launch.sync_after import push_from_here
 
+    gc.enable()  # this may take days
     is_complete = follow(spec.run_dir, submitted.log, submitted.state)
     push_from_here(spec)
     if is_complete:
@@ -165,4 +216,6 @@ def end_with(spec: JobSpec, submitted: Submitted) -> None:
 
 
 if __name__ == "__main__":
+    # A submission is imports for the most part, and nothing that they make is garbage.
+    gc.disable()
     app()

@@ -85,3 +85,22 @@ def load(path: Path) -> dict[str, Any]:
 def dump(value: dict[str, Any]) -> str:
     """Writes a mapping as YAML in the order of its keys."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def inline(value: Any) -> str:
+    """Writes a value as it stands behind a key on one line: `null`, `text`, `[a, b]`, `{a: 1}`."""
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9, default_flow_style=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def load_dumped(path: Path) -> dict[str, Any]:
+    """Reads what `dump` wrote, by the parser in C where there is one: `dump` quotes what its YAML 1.1 would misread.
+
+    Returns:
+        An empty mapping where the file is gone, or is not whole.
+    """
+    try:
+        value = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return value if isinstance(value, dict) else {}

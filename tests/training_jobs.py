@@ -53,6 +53,13 @@ class BcRun:
         self._wait(self._done, timeout, "the done record")
         self._wait(lambda: self.state() == "COMPLETED", 60, "the job's end")
 
+    def wait_until_all_done(self, timeout: float = 300) -> None:
+        """Waits for the done record of a chain of jobs, then for the last of them to leave the queue."""
+        mine = ("squeue", "--noheader", f"--name={self.run_dir.name}", "--format=%i %T")
+        self._wait(lambda: (self.run_dir / "done.json").is_file() or not self.slurm(*mine), timeout, "the chain")
+        assert (self.run_dir / "done.json").is_file(), "no job is left to go on"
+        self._wait(lambda: not self.slurm(*mine), 60, "the end of the last job")
+
     def _done(self) -> bool:
         over = self.state() in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
         done = (self.run_dir / "done.json").is_file()  # asked last: the job may have ended meanwhile

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -30,13 +31,15 @@ _FORMS = re.compile(
     """,
     re.VERBOSE,
 )
-# Bare (`TOKEN=abc`, `password: abc`) or in quotes with spaces around (`"api_key": "abc"`, `token = 'abc'`).
+# Bare (`TOKEN=abc`, `password: abc`) or in quotes with spaces around (`"api_key": "abc"`, `token = 'abc'`). A name is
+# tried from its first letter alone and as a whole, so that a long word takes time in proportion to its length.
 _ASSIGNMENT = re.compile(
-    r"""(?P<name>[A-Za-z][A-Za-z0-9_.-]*)(?P<sign>["']?\s*[=:]\s*(?P<quote>["'])|=|:\s?)"""
+    r"""(?<![A-Za-z])(?P<name>[A-Za-z][A-Za-z0-9_.-]*+)(?P<sign>["']?\s*[=:]\s*(?P<quote>["'])|=|:\s?)"""
     r"""(?P<value>(?(quote)(?:(?!(?P=quote))[^\n])+|[^\s,;'"]+))"""
 )
 
 
+@lru_cache(maxsize=4096)
 def is_secret_name(name: str) -> bool:
     """Tells whether a value of that name is a secret: `WANDB_API_KEY`, `hf_token`, `dbPassword`; not `max_tokens`."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name)

@@ -54,3 +54,10 @@ def duration(seconds: float) -> str:
 def many(count: int, noun: str) -> str:
     """`1 row`, `12,000 rows`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def clock(seconds: float, now: float) -> str:
+    """A time since the epoch as one says it near to it: `17:40`, `Tue 17:40`, `2026-03-01`."""
+    at = datetime.fromtimestamp(seconds).astimezone()
+    days = abs((at.date() - datetime.fromtimestamp(now).astimezone().date()).days)
+    return at.strftime("%H:%M" if days == 0 else "%a %H:%M" if days < 7 else "%Y-%m-%d")

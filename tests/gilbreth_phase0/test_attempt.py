@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gilbreth_phase0.attempt import Outcome, claim_requeue, decide, read_attempts
+from gilbreth_phase0.attempt import Outcome, claim_requeue, decide, keep, read_attempts
 from tracking.files import write_json
 from tracking.ownership import AttemptKey, Owner
 
@@ -17,8 +17,6 @@ def checkpoint(run: Path, step: int) -> None:
 
 def after(run: Path, restart: int, exit_code: int = 137, max_attempts: int = 50, cancelled: bool = False) -> Outcome:
     """Decides as the batch script does, and keeps the record as it does."""
-    from gilbreth_phase0.attempt import keep
-
     record = decide(run, exit_code, AttemptKey("7", restart), max_attempts, cancelled)
     keep(run, record)
     return record.outcome
@@ -42,12 +40,30 @@ def test_refused_input_and_a_cancelled_job_end(tmp_path: Path, exit_code: int, c
 def test_an_attempt_that_requeued_itself_is_not_requeued_again(tmp_path: Path):
     assert claim_requeue(tmp_path, AttemptKey("7", 0))
     assert after(tmp_path, 0, exit_code=255) is Outcome.END
+    checkpoint(tmp_path, 100)
     assert after(tmp_path, 1) is Outcome.REQUEUE, "the next attempt is another one"
 
 
 def test_attempts_without_progress_end(tmp_path: Path):
     checkpoint(tmp_path, 100)
     assert [after(tmp_path, restart) for restart in range(3)] == [Outcome.REQUEUE, Outcome.REQUEUE, Outcome.END]
+
+
+def test_two_attempts_that_come_to_no_checkpoint_end(tmp_path: Path):
+    assert [after(tmp_path, restart) for restart in range(2)] == [Outcome.REQUEUE, Outcome.END]
+
+
+def test_jobs_of_a_chain_are_counted_like_requeues(tmp_path: Path):
+    """GIVEN jobs that hand on to each other WHEN two in a row make no progress THEN the chain ends, with the reason."""
+    records = []
+    for job, step in ((7, 100), (8, 200), (9, 200), (10, 200)):
+        if not (tmp_path / "checkpoints" / f"step-{step:08d}").exists():
+            checkpoint(tmp_path, step)
+        records.append(decide(tmp_path, 0, AttemptKey(str(job), 0), 50, cancelled=False))
+        keep(tmp_path, records[-1])
+    assert [record.outcome for record in records] == [Outcome.REQUEUE] * 3 + [Outcome.END]
+    assert records[0].reason == "planned stop, newest checkpoint at step 100"
+    assert records[-1].reason == "2 attempts in a row made no progress from step 200"
 
 
 def test_progress_goes_on(tmp_path: Path):
@@ -83,4 +99,4 @@ def test_planned_stops_without_progress_end_too(tmp_path: Path):
     checkpoint(tmp_path, 100)
     assert [claim_requeue(tmp_path, AttemptKey("7", restart)) for restart in range(3)] == [True, True, False]
     record = decide(tmp_path, 1, AttemptKey("7", 2), 50, cancelled=False)
-    assert (record.outcome, record.reason) == (Outcome.END, "3 attempts ended at step 100 without progress")
+    assert (record.outcome, record.reason) == (Outcome.END, "2 attempts in a row made no progress from step 100")

@@ -104,28 +104,32 @@ def test_power_cut_of_a_node(lab: Lab, data: Path, undisturbed: BcRun, tmp_path:
 
 
 def test_a_time_limit_that_the_work_does_not_fit(lab: Lab, data: Path, undisturbed: BcRun, tmp_path: Path):
-    """As many steps as this machine does in 130 seconds, with a limit of two minutes."""
+    """As many steps as this machine does in about 70 s, with a limit of a minute, for two runs at once: one may be
+    requeued, the other is a chain of jobs. Each has one rank, so that neither takes the other's core."""
     rows = undisturbed.journal().rows
     seconds_per_step = (rows[-1].time - rows[0].time) / (len(rows) - 1)
-    steps = round(130 / seconds_per_step)
-    settings = ["bc.save_freq=200", "bc.log_interval=1"]
+    steps = round(70 / seconds_per_step)
+    settings = ["bc.save_freq=200", "bc.log_interval=1", "resources.gpus_per_node=1"]
+    short = [*settings, "resources.time=1", "resources.signal_seconds=20"]
     whole = submit_bc(lab, tmp_path / "whole", data, steps, *settings)
     whole.wait_until_done(600)
-    limited = submit_bc(
-        lab, tmp_path / "limited", data, steps, *settings, "resources.time=2", "resources.signal_seconds=20"
-    )
-    limited.wait_until_done(600)
-    check_whole(limited, steps)
-    check_equal(limited, whole)
-    journal = limited.journal()
-    assert len(journal.segments) >= 2
-    starts = [segment.resumed_step or 0 for segment in journal.segments]
-    assert starts == sorted(set(starts)), "each segment makes progress"
-    assert "TIMEOUT" not in limited.slurm(
-        "sacct", "--noheader", "--duplicates", "--jobs", limited.job_id, "--format=State"
-    )
-    requeued = [record for record in limited.attempts() if record["exit_code"] is None]
-    assert len(requeued) == len(journal.segments) - 1, "every stop was at a step boundary, before the limit"
+    requeued = submit_bc(lab, tmp_path / "requeued", data, steps, *short)
+    chain = submit_bc(lab, tmp_path / "chain", data, steps, *short, "cluster.requeue=false")
+    requeued.wait_until_done(600)
+    chain.wait_until_all_done(600)
+    for run in (requeued, chain):
+        check_whole(run, steps)
+        check_equal(run, whole)
+        journal = run.journal()
+        assert len(journal.segments) >= 3
+        starts = [segment.resumed_step or 0 for segment in journal.segments]
+        assert starts == sorted(set(starts)), "each segment makes progress"
+        states = run.slurm("sacct", "--noheader", "--duplicates", f"--name={run.run_dir.name}", "--format=State")
+        assert "TIMEOUT" not in states
+        stops = [record for record in run.attempts() if "planned stop" in str(record["reason"])]
+        assert len(stops) == len(journal.segments) - 1, "every stop was at a step boundary, before the limit"
+    assert len({record["key"] for record in chain.attempts()}) == len(chain.journal().segments)
+    assert all(str(record["key"]).endswith("-000") for record in chain.attempts()), "no job was requeued"
 
 
 def test_scancel_ends_a_run_and_does_not_requeue_it(lab: Lab, data: Path, tmp_path: Path):

@@ -13,7 +13,6 @@ import pytest
 from launch.config import ROOT
 
 COMMON = ROOT / "job_templates" / "common.sh"
-SMOKE = ROOT / "job_templates" / "05_smoke_tracking.sh"
 SYNC = ROOT / "job_templates" / "sync_runs.sh"
 
 
@@ -41,7 +40,7 @@ def put(tmp_path: Path, name: str, body: str) -> None:
 
 @pytest.mark.parametrize(
     ("verdict", "srun_code", "exit_code", "requeued"),
-    [(0, 0, 0, False), (75, 137, 137, True), (75, 0, 1, True), (1, 2, 2, False), (1, 0, 1, False), (99, 1, 1, False)],
+    [(0, 0, 0, False), (75, 137, 137, True), (75, 0, 0, True), (1, 2, 2, False), (1, 0, 1, False), (99, 1, 1, False)],
 )
 def test_the_decision_after_srun(verdict: int, srun_code: int, exit_code: int, requeued: bool, tmp_path: Path) -> None:
     put(tmp_path, "decide", f"exit {verdict}")
@@ -60,11 +59,15 @@ def test_slurm_refuses_to_requeue(tmp_path: Path) -> None:
 
 
 def test_one_rank_that_refuses_its_input_is_not_hidden_by_the_others(tmp_path: Path) -> None:
-    """GIVEN a rank that ended with 2 WHEN srun returns the 137 of the ranks it killed THEN the decision is about 2."""
-    (tmp_path / "refused").touch()
+    """GIVEN a rank that ended with 2 WHEN srun returns the 137 of the ranks it killed THEN the decision is about 2.
+
+    The words of the rank, which may stand in a log of its own, stand in the job's too.
+    """
+    (tmp_path / "refused").write_text("error: rank 3 has no disk\n")
     put(tmp_path, "decide", 'echo "$@"; exit 1')
     done = bash(f"PYTHON=decide; finish '{tmp_path}' 137", tmp_path, SLURM_JOB_ID="12")
     assert done.returncode == 2
+    assert done.stdout.startswith("error: rank 3 has no disk\n")
     assert done.stdout.rstrip().endswith("--exit-code 2")
     assert not (tmp_path / "refused").exists()
 
@@ -263,40 +266,6 @@ def test_a_conda_environment_that_is_not_there(tmp_path: Path) -> None:
     done = bash("activate_environment '' nowhere", tmp_path, PATH="/usr/bin:/bin")
     assert done.returncode == 2
     assert "there is no conda here" in done.stderr
-
-
-def test_the_smoke_script_has_a_header_that_slurm_can_read() -> None:
-    subprocess.run(["bash", "-n", SMOKE], check=True)
-    header = [line for line in SMOKE.read_text().splitlines() if line.startswith("#SBATCH")]
-    assert len(header) >= 10
-    assert not [line for line in header if "$" in line]
-    assert "#SBATCH --signal=USR2@60" in header
-
-
-def test_the_smoke_script_says_how_it_is_started(tmp_path: Path) -> None:
-    environ = {name: value for name, value in os.environ.items() if name != "SLURM_SUBMIT_DIR"}
-    done = subprocess.run(["bash", SMOKE], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert "submit this file with sbatch" in done.stderr
-
-
-@pytest.mark.parametrize("folder", [".", "gilbreth_phase0"])
-def test_the_smoke_script_finds_the_project_from_both_folders(folder: str, tmp_path: Path) -> None:
-    put(tmp_path, "srun", 'echo "srun in $PWD: ${@: -3}"; exit 4')
-    put(tmp_path, "scontrol", 'echo "$*"')
-    environ = {
-        "SLURM_SUBMIT_DIR": str(ROOT / folder),
-        "SLURM_JOB_ID": "0",
-        "PATH": f"{tmp_path}/commands:/usr/bin:/bin",
-    }
-    script = tmp_path / "copied-by-slurm.sh"
-    script.write_bytes(SMOKE.read_bytes())
-    # The decision is Python's and leaves its record in the run folder; here only the way to it counts.
-    try:
-        done = subprocess.run(["bash", script], cwd="/", env=environ, capture_output=True, text=True, check=False)
-    finally:
-        shutil.rmtree(ROOT / "runs" / "smoke-tracking-0", ignore_errors=True)
-    assert f"srun in {ROOT}: gilbreth_phase0.smoke --run-dir runs/smoke-tracking-0" in done.stdout
 
 
 @pytest.mark.parametrize(

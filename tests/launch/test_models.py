@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.checks import findings
 from launch.config import ROOT, Config, resolve
 from launch.models import held_model, store_of
+from launch.preflight import findings
 from launch.spec import JobSpec, make_spec
 from tracking.errors import UserError
 from tracking.store import Store, publish
@@ -38,7 +38,7 @@ def evaluation(root: Path, policy: str, *settings: str) -> tuple[Config, JobSpec
 
 def faults(root: Path, policy: str, *settings: str) -> list[str]:
     config, spec = evaluation(root, policy, "cluster.node_local=[]", *settings)
-    return list(findings(config, spec))
+    return [f"{one.what}; {one.fix}" for one in findings(config, spec) if one.level == "error"]
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_a_store_that_cannot_be_used_is_refused(store: Store, tmp_path: Path) ->
     (fault, *_) = faults(tmp_path, "act-lift", f"cluster.store_root={tmp_path}/b/config.json/models")
     assert f"models' cannot be written ({tmp_path}/b/config.json)" in fault
     config, spec = evaluation(tmp_path, "act-lift", "cluster.store_root=/dev/shm/m", "cluster.node_local=[/dev/shm]")
-    assert any("is below /dev/shm, which other nodes do not see" in fault for fault in findings(config, spec))
+    assert any("is below /dev/shm, which every node has for itself" in one.what for one in findings(config, spec))
 
 
 def test_a_store_that_may_only_be_read_will_do_for_a_stage_that_only_loads(store: Store, tmp_path: Path) -> None:
@@ -82,16 +82,16 @@ def test_a_store_that_may_only_be_read_will_do_for_a_stage_that_only_loads(store
 import sys
 from datetime import datetime
 from pathlib import Path
-from launch.checks import findings
 from launch.config import resolve
 from launch.models import held_model
+from launch.preflight import findings
 from launch.spec import make_spec
 
 root = Path(sys.argv[1])
 for stage, given in (("eval", "eval.policy=act-lift:best"), ("bc", "bc.repo_ids=lift")):
     config = resolve(stage, "lab", [given, f"cluster.store_root='{root}/models'", "cluster.node_local=[]"])
     spec = make_spec(config, datetime(2025, 1, 2), root)
-    print(*[fault for fault in findings(config, spec) if "store_root" in fault])
+    print(*[f"{one.what}; {one.fix}" for one in findings(config, spec) if "store_root" in one.what])
     if stage == "eval":
         with held_model(config, spec) as held:
             print(held.argv[0])
@@ -102,7 +102,7 @@ for stage, given in (("eval", "eval.policy=act-lift:best"), ("bc", "bc.repo_ids=
     free, model, policy, refused = done.stdout.splitlines()
     assert (free, policy) == ("", "--policy=act-lift:v0")
     assert model.startswith("model act-lift:best is act-lift:v0 in ")
-    assert refused.endswith("choose another folder") and f"models' cannot be written ({store.root})" in refused
+    assert f"models' cannot be written ({store.root}); choose another: --set cluster.store_root=FOLDER" in refused
     assert done.stderr == (
         f"note: the model store {store.root} may only be read here: the pin of act-lift:v0 is not recorded there\n"
     )

@@ -15,9 +15,8 @@ from launch.render import batch_script, foreign_variables, local_python, sbatch_
 from launch.spec import JobSpec
 from tracking.errors import UserError
 
+from golden_scripts import GOLDEN, assert_golden
 from launch_jobs import make_spec
-
-GOLDEN = Path(__file__).parent / "golden"
 
 GILBRETH = make_spec(
     cluster={"partition": "a100-80gb", "modules": ["external", "cuda"], "environment": {}},
@@ -41,9 +40,9 @@ ODD = make_spec(
     ("name", "spec", "elements"),
     [("four_nodes", GILBRETH, 0), ("without_gpus", PLAIN, 0), ("array", GILBRETH, 3), ("odd_names", ODD, 0)],
 )
-def test_script(name: str, spec: JobSpec, elements: int) -> None:
+def test_golden_script(name: str, spec: JobSpec, elements: int) -> None:
     run_dirs = [f"/scratch/{element}" for element in range(elements)] or [str(spec.run_dir)]
-    assert batch_script(spec, run_dirs, array=elements > 0, parallel=2) == (GOLDEN / f"{name}.sh").read_text()
+    assert_golden(name, batch_script(spec, run_dirs, array=elements > 0, parallel=2))
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.sh")), ids=lambda path: path.stem)
@@ -79,7 +78,7 @@ def calls(record: Path) -> list[list[str]]:
 def odd_spec(folder: Path, **changes: Any):
     """A job that has the folder in every field that reaches shell text."""
     root = folder / "project"
-    root.mkdir()
+    (root / "logs").mkdir(parents=True)
     (root / "job_templates").symlink_to(ROOT / "job_templates")
     python = folder / "python"
     python.write_text('#!/bin/bash\nexec python-stub "$@"\n')
@@ -93,7 +92,12 @@ def test_no_name_breaks_out_of_the_script(weird_tmp_path: Path, recorded: Path) 
     if "\n" in str(folder):
         with pytest.raises(UserError, match="holds '%', a backslash or a control character"):
             batch_script(odd_spec(folder), [str(folder / "run")])
-        spec = odd_spec(folder / "..", run_dir=folder / "run", environment={"ODD": str(folder)}, log_dir=Path("/logs"))
+        spec = odd_spec(
+            folder / "..",
+            run_dir=folder / "run",
+            environment={"ODD": str(folder)},
+            log_dir=folder.parent / "project" / "logs",
+        )
         assert "\n" in str(spec.run_dir)
     else:
         spec = odd_spec(folder)
@@ -103,6 +107,7 @@ def test_no_name_breaks_out_of_the_script(weird_tmp_path: Path, recorded: Path) 
     )
     assert done.returncode == 0, done.stderr
     assert "foo" not in done.stdout.replace(str(folder), "")
+    assert (spec.log_dir / "7_submitted.pkl").readlink() == Path("task_0.pkl")
     srun, decide = calls(recorded)
     assert srun[0] == "srun"
     assert f"--output={spec.log_dir}/%j_%t_log.out" in srun

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from launch.config import resolve
-from launch.spec import commit_of, expand, flags, make_spec
+from launch.places import expand
+from launch.snapshot import tree_of
+from launch.spec import flags, make_spec
 from tracking.errors import UserError
 
 NOW = datetime(2025, 1, 2, 3, 4, 5)
@@ -51,13 +53,14 @@ def test_the_commit_is_part_of_the_name_and_of_the_record(tmp_path: Path) -> Non
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
         subprocess.run([*git, *command], cwd=tmp_path, check=True)
-    commit = commit_of(tmp_path)
-    assert commit.sha is not None
-    assert commit.dirty is False
-    assert spec_of(root=tmp_path).name.endswith(f"_{commit.sha[:7]}")
+    tree = tree_of(tmp_path)
+    assert tree.commit is not None
+    assert (tree.dirty, tree.new) == (False, ())
+    assert spec_of(root=tmp_path).name.endswith(f"_{tree.commit[:7]}")
     (tmp_path / "file").write_text("1")
+    assert (tree_of(tmp_path).dirty, tree_of(tmp_path).new) == (False, ("file",))
     subprocess.run([*git, "add", "file"], cwd=tmp_path, check=True)
-    assert commit_of(tmp_path).dirty is True
+    assert (tree_of(tmp_path).dirty, tree_of(tmp_path).new) == (True, ())
 
 
 @pytest.mark.parametrize("name", ['it\'s a "job"', "a\nb", "../up", "", "-rf", ".hidden", "a/b", "x" * 300, "$(id)"])

@@ -166,10 +166,10 @@ def test_refused_input_is_not_requeued(prepare: Prepare, in_lab: None) -> None:
 def test_a_crash_is_requeued_until_it_makes_no_progress(prepare: Prepare, in_lab: None) -> None:
     config, spec = prepare("lab", "crash", "resources.gpus_per_node=0")
     submitted = submit(config, spec)
-    wait_until(lambda: "without progress" in log_of(submitted), 120, "the end of the attempts")
+    wait_until(lambda: "made no progress" in log_of(submitted), 120, "the end of the attempts")
     wait_until(is_over(submitted, "FAILED"), 30, "FAILED")
-    assert attempts(spec) == 3
-    assert "Restarts=2" in scontrol("show", "job", submitted.job_id)
+    assert attempts(spec) == 2
+    assert "Restarts=1" in scontrol("show", "job", submitted.job_id)
     assert not (spec.run_dir / "done.json").exists()
 
 
@@ -222,20 +222,6 @@ def test_what_slurm_refuses_leaves_nothing(prepare: Prepare, in_lab: None) -> No
         submit(config, spec)
     assert not spec.run_dir.exists()
     assert not spec.log_dir.exists()
-
-
-@pytest.mark.slurm
-@pytest.mark.parametrize("folder", [ROOT, ROOT / "gilbreth_phase0"])
-def test_slurm_takes_the_smoke_script_as_it_is(folder: Path, in_lab: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("SBATCH_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("SBATCH_ACCOUNT", "lab")
-    monkeypatch.setenv("SBATCH_PARTITION", "a100-80gb")
-    command = ["sbatch", "--test-only", "job_templates/05_smoke_tracking.sh"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "to start at" in done.stderr
-    assert (folder / "logs").is_dir()
 
 
 @pytest.mark.slurm

@@ -64,7 +64,8 @@ def test_a_dry_run_shows_everything_and_touches_nothing(without_slurm: Path) -> 
 def test_a_dry_run_says_what_a_submission_would_be_refused_for(without_slurm: Path) -> None:
     done = launch("--stage", "bc", "--cluster", "local", "--dry-run", "--set", f"cluster.data_root={without_slurm}")
     assert done.returncode == 0
-    assert f"note: a submission would be refused: dataset 'lift' is not in {without_slurm}" in done.stderr
+    assert f"error   dataset-missing  dataset 'lift' is not in {without_slurm}" in done.stderr
+    assert done.stderr.endswith("preflight: 1 error; a submission would be refused\n")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--stage", "bc", "--cluster", "lab", "--dry-run"]])
@@ -100,11 +101,11 @@ def test_without_slurm_the_default_is_this_machine(without_slurm: Path) -> None:
         (["--stage", "smoke", "--cluster", "generic"], "sbatch is not on the PATH here"),
         (["--stage", "bc"], "dataset 'lift' is not in"),
         (["--stage", "bc"], "--stage collect"),
-        (["--stage", "eval"], "eval.policy is not set: --set eval.policy=runs/NAME/bundle"),
+        (["--stage", "eval"], "fix  --set eval.policy=runs/NAME/bundle"),
         (["--stage", "eval", "--set", "eval.policy=none"], "has no config.json, so no policy"),
         (["--stage", "smoke", "--set", "name=a: b: c"], "try: a-b-c"),
         (["--stage", "smoke", "--set", "resources.time=1"], "the job would be told to stop as it starts"),
-        (["--stage", "smoke", "--set", "resources.nodes=2"], "'local' is this machine alone; set resources.nodes=1"),
+        (["--stage", "smoke", "--set", "resources.nodes=2"], "'local' is this machine alone"),
         (["--stage", "smoke", "--cluster", "gilbreth", "--set", "resources.gpus_per_node=4"], "'gilbreth' has 2"),
         (
             [

@@ -14,7 +14,7 @@ model_management:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +132,34 @@ def find_metric(metrics: Mapping[str, float], name: str) -> float | None:
         UserError: Several could be meant.
     """
     names = _REWARDS if name == _REWARD else (name,)
-    found = [key for key in metrics if key in names] or [key for key in metrics if key.rpartition("/")[2] in names]
+    found = [key for key in metrics if key in names] or [key for key in metrics if metric_name(key) in names]
     if len(found) > 1:
         raise UserError(f"{name!r} may be any of {', '.join(sorted(found))}\n  next: name one of them in full")
     return float(metrics[found[0]]) if found else None
+
+
+def check_metrics(rules: ModelManagement, measured: Collection[str], deciding: Collection[str]) -> None:
+    """Refuses rules about what no evaluation measures.
+
+    Args:
+        rules: The rules.
+        measured: Metrics of an evaluation.
+        deciding: Those of them, without their namespace, that may decide which model is the best.
+
+    Raises:
+        UserError: Names the metric, and those that there are.
+    """
+    values, metric = dict.fromkeys(measured, 0.0), rules.best_model_metric
+    if find_metric(values, metric) is None or metric_name(metric) not in deciding:
+        raise unknown(f"{SECTION}.best_model_metric", metric, deciding)
+    for condition in rules.upload_conditions:
+        if find_metric(values, condition.metric) is None:
+            raise unknown(f"metric in {SECTION}.upload_conditions", condition.metric, map(metric_name, measured))
+
+
+def metric_name(metric: str) -> str:
+    """A metric's name without its namespace."""
+    return metric.rpartition("/")[2]
 
 
 def _condition(key: str, value: Any) -> Condition:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from tracking.checkpoints import LATEST
 from tracking.errors import UserError
 
 _SHARDS = ("*_optim_states.pt", "*mp_rank_*_model_states.pt", "zero_pp_rank_*")
@@ -66,6 +65,8 @@ def sharded_checkpoint(path: Path) -> Path | None:
         return None
     if any(next(path.glob(pattern), None) for pattern in _SHARDS):
         return path
+    from tracking.checkpoints import LATEST  # a package of its own, which most models do not need
+
     if not (path / LATEST).is_file() or (path / LATEST).is_symlink():
         return None
     from tracking.consolidate.layout import find_checkpoint

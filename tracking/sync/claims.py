@@ -60,6 +60,10 @@ class Holder:
         """True for a process of this host, of which the kernel says whether it is alive."""
         return self.table == _table()
 
+    def is_alive(self) -> bool | None:
+        """Whether the process lives; None for one of another host, of which only its heartbeat tells."""
+        return _started(self.pid) == self.started if self.is_here() else None
+
     def is_this_process(self) -> bool:
         """True also for a claim that this process took before it replaced its program."""
         return (self.table, self.pid, self.started) == (_table(), os.getpid(), _started(os.getpid()))
@@ -90,9 +94,8 @@ class Observer:
         holder = _read(folder, number)
         if holder is None or holder.is_this_process():
             return None
-        if holder.table == _table():
-            return holder if _started(holder.pid) == holder.started else None
-        return holder if self._beats(_file(folder, number, "beat")) else None
+        alive = holder.is_alive()
+        return holder if alive or (alive is None and self._beats(_file(folder, number, "beat"))) else None
 
     def _beats(self, path: Path) -> bool:
         now = time.monotonic()

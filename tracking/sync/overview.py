@@ -11,6 +11,7 @@ from pathlib import Path
 from tracking.errors import UserError
 from tracking.intents import pending_intents
 from tracking.journal.lines import Row, Segment, parse, segment_path
+from tracking.journal.tail import backwards
 from tracking.store.pending import is_missing, needs_push
 from tracking.store.root import Store
 from tracking.sync.claims import Holder, Observer
@@ -19,8 +20,6 @@ from tracking.sync.plain.push import plain_folders, plain_state_folder
 from tracking.sync.pushed import PushState, journal_position, read_push_state
 from tracking.sync.scan import WANDB, find, is_store
 from tracking.words import duration
-
-_TAIL_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -147,21 +146,12 @@ def count_rows(run_dir: Path) -> int:
     if position is None:
         return 0
     path = segment_path(run_dir, position.segment)
-    with path.open("rb") as file:
-        first = file.readline()
-        begin = position.size
-        while begin > len(first):
-            # A line may be longer than the tail; then more of the file is read.
-            begin = max(len(first), position.size - _TAIL_BYTES - 8 * (position.size - begin))
-            file.seek(begin)
-            tail = file.read()
-            for line in reversed(tail[: tail.rfind(b"\n") + 1].splitlines()):
-                if isinstance(row := _parsed(line), Row):
-                    return row.n + 1
-    header = _parsed(first.rstrip(b"\n"))
-    if not isinstance(header, Segment):
-        raise UserError(f"{path} does not begin with a segment line\n  next: move it out of the run folder")
-    return header.first_row
+    for event in backwards(path):
+        if isinstance(event, Row):
+            return event.n + 1
+        if isinstance(event, Segment):
+            return event.first_row
+    raise UserError(f"{path} does not begin with a segment line\n  next: move it out of the run folder")
 
 
 def _age(run_dir: Path, number: int, now: float) -> float | None:

@@ -1,18 +1,16 @@
-"""What Slurm says about the jobs that wrote a journal, asked for many at once.
+"""What has become of the jobs that wrote a journal, in few words.
 
-squeue knows jobs that wait or run, and for some minutes those that have ended; sacct knows the others, where there is
-accounting. Where there is no Slurm, or it does not answer in time, nothing is known, and that is no error.
+Where there is no Slurm, or it does not answer in time, nothing is known, and that is no error.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+from tracking import slurm
 
 JobWord = Literal[
     "pending",
@@ -50,10 +48,6 @@ _SYNONYMS: dict[str, JobWord] = {
     "STOPPED": "running",
     "SUSPENDED": "running",
 }
-# Slurm cuts what is wider than its column, so that each has a width.
-_COLUMNS = "JobID:20,State:20,RestartCnt:12,Cluster:64"
-# These change what squeue and sacct list, and would hide jobs.
-_FILTERS = ("SQUEUE_", "SACCT_")
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,7 @@ UNKNOWN = JobState("unknown")
 
 
 def job_states(jobs: Sequence[str], timeout: float = 10.0) -> dict[str, JobState]:
-    """Asks Slurm for jobs, with one question to squeue and one to sacct at most.
+    """Asks Slurm for jobs (`tracking.slurm`).
 
     Args:
         jobs: Values of SLURM_JOB_ID, which are plain numbers for elements of arrays too.
@@ -89,23 +83,8 @@ def job_states(jobs: Sequence[str], timeout: float = 10.0) -> dict[str, JobState
     Returns:
         A state for each job.
     """
-    deadline = time.monotonic() + timeout
-    wanted = sorted({job for job in jobs if re.fullmatch(r"[0-9]+", job)})
-    found: dict[str, JobState] = {}
-    if wanted:
-        queued = _ask(
-            ["squeue", "--noheader", "--states=all", f"--jobs={','.join(wanted)}", f"--Format={_COLUMNS}"], deadline
-        )
-        found = dict(_from_squeue(queued or ""))
-        if queued is None:
-            found = dict(_from_scontrol(wanted, deadline))
-    if rest := [job for job in wanted if job not in found]:
-        fields = "--format=JobIDRaw,State,Cluster"
-        answer = _ask(
-            ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(rest)}", fields], deadline
-        )
-        found |= _from_sacct(answer or "")
-    return {job: found.get(job, UNKNOWN) for job in jobs}
+    found, _ = slurm.query(jobs, time.monotonic() + timeout)
+    return {job: _in_words(found[job]) if job in found else UNKNOWN for job in jobs}
 
 
 def ending(segment_job: Mapping[str, Any] | None, state: JobState) -> Ending | None:
@@ -132,60 +111,9 @@ def ending(segment_job: Mapping[str, Any] | None, state: JobState) -> Ending | N
     return "preempted" if state.word in ("preempted", "timeout") else "crashed"
 
 
-def _ask(command: Sequence[str], deadline: float) -> str | None:
-    """What a Slurm command printed; empty for a job that it does not know, None where it did not answer."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(_FILTERS)}
-    try:
-        answer = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=max(0.0, deadline - time.monotonic()),
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if answer.returncode == 0:
-        return answer.stdout
-    # squeue says so where it was asked for one job alone.
-    return "" if "Invalid job id" in answer.stderr else None
-
-
-def _from_squeue(answer: str) -> Iterator[tuple[str, JobState]]:
-    for line in answer.splitlines():
-        fields = line.split()
-        if len(fields) >= 3:
-            job, word, restarts, *cluster = fields
-            yield job, _state(word, restarts, cluster[0] if cluster else None)
-
-
-def _from_sacct(answer: str) -> Iterator[tuple[str, JobState]]:
-    for line in answer.splitlines():
-        fields = line.split("|")
-        if len(fields) == 3:
-            job, word, cluster = fields
-            yield job, _state(word, None, cluster)
-
-
-def _from_scontrol(jobs: Sequence[str], deadline: float) -> Iterator[tuple[str, JobState]]:
-    """One question a job, for a squeue that refuses the question; without Slurm the first one ends it."""
-    for job in jobs:
-        answer = _ask(["scontrol", "--oneliner", "show", "job", job], deadline)
-        if answer is None:
-            return
-        for line in answer.splitlines():  # the number of an array brings all its elements
-            fields = dict(re.findall(r"\b(JobId|JobState|Restarts)=(\S+)", line))
-            if fields.get("JobId") == job:
-                yield job, _state(fields.get("JobState", ""), fields.get("Restarts"), None)
-
-
-def _state(word: str, restarts: str | None, cluster: str | None) -> JobState:
-    name = word.partition(" ")[0].rstrip("+")  # `CANCELLED by 1000`
-    known: JobWord = next((one for one in get_args(JobWord) if one == name.lower()), _SYNONYMS.get(name, "unknown"))
+def _in_words(job: slurm.JobState) -> JobState:
+    known: JobWord = next(
+        (one for one in get_args(JobWord) if one == job.state.lower()), _SYNONYMS.get(job.state, "unknown")
+    )
     # A requeue counts at once, while the tasks of the attempt that it ended have some seconds left to write.
-    counted = restarts is not None and restarts.isdigit() and name != "COMPLETING"
-    count = int(restarts) if restarts is not None and counted else None
-    return JobState(known, count, cluster if cluster and cluster != "N/A" else None)
+    return JobState(known, None if job.state == "COMPLETING" else job.restarts, job.cluster)

@@ -17,10 +17,11 @@ from typing import Any
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 
-from gilbreth_phase0 import engine, smoke
+from gilbreth_phase0 import engine
 from gilbreth_phase0.checkpointer import Checkpointer
 from gilbreth_phase0.job import Job
 from gilbreth_phase0.sampling import BatchPlan, ShardedBatches
+from gilbreth_phase0.smoke import problem
 from gilbreth_phase0.training import Schedule, Trainer
 from tracking import ExperimentTracker, checkpoints
 from tracking.checkpoints import Retention
@@ -51,11 +52,11 @@ def make_engine(stage: int, job: Job) -> Any:
         micro_batch_size=8,
         gradient_accumulation=1,
     )
-    return engine.initialise(smoke.regression(SEED), optimisation, job)
+    return engine.initialise(problem.regression(SEED), optimisation, job)
 
 
 def train(wrapped: Any, job: Job, first: int, last: int) -> None:
-    data, world_size = smoke.synthetic(SEED), job.ranks.world_size
+    data, world_size = problem.synthetic(SEED), job.ranks.world_size
     plan = BatchPlan(len(data), 8 * world_size, SEED)
     for batch in ShardedBatches(plan, job.ranks.rank, world_size, 1, first_step=first, last_step=last):
         loss, _ = wrapped(list(data[batch]))
@@ -130,7 +131,7 @@ def faults(folder: Path, wrapped: Any, job: Job) -> dict[str, Any]:
     trainer = Trainer(
         engine=wrapped,
         preprocessor=None,
-        dataset=smoke.synthetic(SEED),
+        dataset=problem.synthetic(SEED),
         plan=BatchPlan(512, 16, SEED),
         optimisation=None,  # type: ignore[arg-type]
         schedule=Schedule(1, 1, Retention(last=1)),

@@ -19,14 +19,16 @@
 set -euo pipefail
 . /home/user/project/job_templates/common.sh
 
+runs=(/scratch/user/runs/act_bc_lift_20250102_030405_abcdef0)
+run=${runs[${SLURM_ARRAY_TASK_ID:-0}]}
+take_task /home/user/project/logs/act_bc_lift_20250102_030405_abcdef0
 load_modules external cuda
 activate_environment /home/user/project/.venv/bin/python
 set_job_environment
 export WANDB_MODE=offline
-export SUBMITIT_EXECUTOR=slurm
+export SUBMITIT_EXECUTOR=slurm GILBRETH_MAX_ATTEMPTS=50
 
-runs=(/scratch/user/runs/act_bc_lift_20250102_030405_abcdef0)
-run=${runs[${SLURM_ARRAY_TASK_ID:-0}]}
+rm -f -- "$run/refused"
 code=0
 run_tasks /home/user/project/logs/act_bc_lift_20250102_030405_abcdef0/%j_%t_log.out "$PYTHON" -u -m submitit.core._submit /home/user/project/logs/act_bc_lift_20250102_030405_abcdef0 || code=$?
 finish "$run" "$code"

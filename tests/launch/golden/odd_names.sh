@@ -18,16 +18,18 @@
 set -euo pipefail
 . '/home/o'"'"'neil/pro ject/job_templates/common.sh'
 
+runs=('/scratch/$(id)/new
+line/run')
+run=${runs[${SLURM_ARRAY_TASK_ID:-0}]}
+take_task '/home/o'"'"'neil/pro ject/logs/run'
 load_modules 'cuda/12; echo foo'
 activate_environment '/home/o'"'"'neil/pro ject/.venv/bin/python' 'my env'
 set_job_environment
 export ODD='it'"'"'s $HOME `id` "\
 '
-export SUBMITIT_EXECUTOR=slurm
+export SUBMITIT_EXECUTOR=slurm GILBRETH_MAX_ATTEMPTS=50
 
-runs=('/scratch/$(id)/new
-line/run')
-run=${runs[${SLURM_ARRAY_TASK_ID:-0}]}
+rm -f -- "$run/refused"
 code=0
 run_tasks '/home/o'"'"'neil/pro ject/logs/run/%j_%t_log.out' "$PYTHON" -u -m submitit.core._submit '/home/o'"'"'neil/pro ject/logs/run' || code=$?
 finish "$run" "$code"

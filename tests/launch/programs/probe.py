@@ -18,7 +18,8 @@ mode = sys.argv[2]
 rank = os.environ.get("SLURM_PROCID") or os.environ.get("SUBMITIT_LOCAL_GLOBALID")
 restart = os.environ.get("SLURM_RESTART_COUNT", "0")
 seen = {name: os.environ.get(name) for name in VARIABLES} | {"argv": sys.argv[1:], "cwd": str(Path.cwd())}
-(run / f"seen-{restart}-{rank}.json").write_text(json.dumps(seen))
+(run / f".seen-{restart}-{rank}").write_text(json.dumps(seen))
+(run / f".seen-{restart}-{rank}").rename(run / f"seen-{restart}-{rank}.json")
 while mode == "sleep" and restart == "0":
     time.sleep(0.1)
 if mode == "refuse" and rank == "0":

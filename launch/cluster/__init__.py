@@ -1,0 +1,1 @@
+"""Cluster profiles: written from what Slurm tells, checked by a short job, shown."""
