@@ -6,8 +6,10 @@ import gc
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +29,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 @app.command()
 def main(
+    context: typer.Context,
     stage: Annotated[str | None, typer.Option(help="What to run: collect, bc, eval or smoke.")] = None,
     cluster: Annotated[
         str | None,
@@ -80,6 +83,7 @@ def main(
                 wait=wait,
                 force=force,
                 snapshot=snapshot,
+                asked=context.obj,
             )
 
 
@@ -93,14 +97,15 @@ def run(
     wait: bool,
     force: bool = False,
     snapshot: bool = False,
+    asked: Questions | None = None,
 ) -> None:
-    """Does what the command line asks for.
+    """Does what the command line asks for; `asked` is what Slurm was asked already.
 
     Raises:
         UserError: Something in it cannot be run.
     """
     name = cluster or default_cluster()
-    asked = ask_ahead(name)
+    asked = asked or ask_ahead(name)
     # pydantic and Jinja2 are not needed to answer --help.
     from launch.chain import plan, queue_links
     from launch.config import resolve
@@ -150,6 +155,15 @@ def ask_ahead(cluster: str) -> Questions | None:
     from launch.questions import Questions
 
     return Questions()
+
+
+def ask_first(arguments: Sequence[str]) -> Questions | None:
+    """As `ask_ahead`, before typer has read the arguments: it imports pydantic for that."""
+    pairs = [pair for argument in arguments for pair in argument.split("=", 1)]  # --cluster NAME, --cluster=NAME
+    if "--stage" not in pairs or "--help" in pairs:
+        return None
+    named = dict(pairwise(pairs)).get("--cluster")
+    return ask_ahead(named or default_cluster())
 
 
 def reaches_slurm(spec: JobSpec) -> bool:
@@ -218,4 +232,4 @@ def end_with(spec: JobSpec, submitted: Submitted) -> None:
 if __name__ == "__main__":
     # A submission is imports for the most part, and nothing that they make is garbage.
     gc.disable()
-    app()
+    app(obj=ask_first(sys.argv[1:]))

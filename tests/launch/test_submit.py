@@ -177,3 +177,24 @@ def test_the_lab_is_recognised_by_its_configuration(tmp_path: Path, monkeypatch:
 def test_help_names_every_option() -> None:
     shown = CliRunner().invoke(submit.app, ["--help"]).output
     assert all(option in shown for option in ("--stage", "--cluster", "--dry-run", "--set", "--sync-after", "--wait"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cluster"),
+    [
+        (["--stage", "bc", "--cluster", "mine"], "mine"),
+        (["--cluster=mine", "--stage=bc", "--set", "name=x"], "mine"),
+        (["--stage", "bc"], "local"),
+        (["--stage", "bc", "--help"], None),
+        (["--resume-submission", "RUN"], None),
+        ([], None),
+    ],
+)
+def test_slurm_is_asked_first_for_the_cluster_that_is_meant(
+    arguments: list[str], cluster: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(submit, "ask_ahead", asked.append)
+    monkeypatch.setattr(submit, "default_cluster", lambda: "local")
+    submit.ask_first(arguments)
+    assert asked == ([cluster] if cluster else [])
