@@ -163,6 +163,8 @@ class Checkpointer:
             OtherLayoutError: It was saved with another ZeRO stage, or by another number of ranks in a way that cannot
                 be converted.
         """
+        # They may be what fills the disk: the next save would find no room, and only a save that is done clears up.
+        self._job.on_main(lambda: checkpoints.clear_leftovers(self._folder))
         choice = self._job.on_main(lambda: checkpoints.newest_whole(self._folder, say=self._job.say))
         if choice is None:
             return Restored(save_seconds=self._expected_save_seconds())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tracking.pace import Pace
@@ -22,7 +24,14 @@ class StepClock:
         self._first, self._total, self._save_freq = step, total, save_freq
         self._began = time.monotonic()
         self._startup = seconds_of_process()
-        self._saving = self._longest = 0.0
+        self._elsewhere = self._longest = self._held = 0.0
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """Does not count the block as training."""
+        since = time.monotonic()
+        yield
+        self._elsewhere += time.monotonic() - since
 
     def saved(self, step: int, done: int, seconds: float, held_seconds: float) -> Pace:
         """Takes what a save took, and says how fast the attempt is.
@@ -33,12 +42,13 @@ class StepClock:
             seconds: What all of the save took.
             held_seconds: How long training waited for it.
         """
-        self._saving += held_seconds
-        self._longest = max(self._longest, seconds)
-        training = max(time.monotonic() - self._began - self._saving, 1e-6)
+        self._elsewhere += held_seconds
+        self._longest, self._held = max(self._longest, seconds), max(self._held, held_seconds)
+        training = max(time.monotonic() - self._began - self._elsewhere, 1e-6)
         return Pace(
             steps_per_second=round((done - self._first) / training, 6),
             save_seconds=round(self._longest, 3),
+            held_seconds=round(self._held, 3),
             startup_seconds=round(self._startup, 1),
             save_freq=self._save_freq,
             step=step,

@@ -105,7 +105,7 @@ class Job:
         """Does something on every rank and returns every rank's value; every rank must call it.
 
         Raises:
-            Exception: What the first of the ranks that failed raised, on every rank.
+            Exception: What the first of the ranks that failed raised; a rank that failed itself raises its own.
         """
         value: Any = None
         fault: Exception | None = None
@@ -114,9 +114,10 @@ class Job:
         except Exception as error:  # noqa: BLE001 - raised again below
             fault = error
         outcomes = self.gathered((value, fault))
-        for _, raised in outcomes:
+        for rank, (_, raised) in enumerate(outcomes):
             if raised is not None:
-                raise raised
+                raised.add_note(f"raised by rank {rank}")
+                raise fault or raised
         return [value for value, _ in outcomes]
 
     def close(self) -> None:

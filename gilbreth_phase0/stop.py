@@ -106,6 +106,7 @@ class StopProtocol:
         """What a save is taken to need: an estimate, until `saved_in` tells what the first one of this attempt took."""
         self._measured = False
         self._is_saving = False
+        self._flags_are_older = False
         self.all_sealed = False
         """Whether all ranks said at the boundary before the last one that a save has their shares on the disk."""
 
@@ -127,16 +128,17 @@ class StopProtocol:
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self._wanted = max(self._wanted, Stop.TERMINATE if number == signal.SIGTERM else Stop.REQUEUE)
 
-    def at_boundary(self, sealed: bool = False) -> Stop:
+    def at_boundary(self, sealed: bool = False, save_is_due: bool = False) -> Stop:
         """Says, after each step and on every rank alike, whether to stop now.
 
         The answer is what the ranks wanted one step ago; so is `all_sealed`.
 
         Args:
             sealed: Whether a save is under way whose share of this rank is on the disk.
+            save_is_due: Whether a save begins at this boundary or the next one, in any case.
         """
         wanted = self._wanted
-        if self._rank == 0 and not self._another_step_fits():
+        if self._rank == 0 and not self._another_step_fits(save_is_due):
             wanted = max(wanted, Stop.REQUEUE)
         if self._group is None:
             self.all_sealed = sealed
@@ -156,23 +158,24 @@ class StopProtocol:
         if work is not None:
             work.wait()
         stop, unsealed = reduced.tolist()
-        self.all_sealed = not unsealed
+        self.all_sealed = not unsealed and not self._flags_are_older
+        self._flags_are_older = False
         return Stop(stop)
 
-    def _another_step_fits(self) -> bool:
+    def _another_step_fits(self, save_is_due: bool) -> bool:
         now = time.monotonic()
         # The answer is read a step late, and that step must fit too; the slowest recent step is what counts.
         self._step_seconds = max(now - self._last_step_at, 0.9 * self._step_seconds)
         self._last_step_at = now
         if self._end_time is None:
             return True
-        saves = 2 if self._is_saving else 1  # the one under way is finished first
+        saves = 2 if self._is_saving or save_is_due else 1  # one under way is finished before the last one
         needed = 2 * self._step_seconds + SAVE_MARGIN * saves * self.save_seconds + RESERVE_SECONDS
         return time.time() + needed < self._end_time
 
     def save_begun(self) -> None:
-        """Takes note that a save is under way."""
-        self._is_saving = True
+        """Takes note that a save is under way; flags that are on their way are of the one before it."""
+        self._is_saving = self._flags_are_older = True
 
     def saved_in(self, seconds: float) -> None:
         """Takes what a save took; the longest one of this attempt counts."""

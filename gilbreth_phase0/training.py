@@ -41,6 +41,10 @@ class Schedule:
     retention: Retention
     eval_freq: int = 0
 
+    def saves_soon(self, step: int) -> bool:
+        """Whether this step or the next one is saved in any case."""
+        return any(each % self.save_freq == 0 or self.is_evaluated(each) for each in (step, step + 1))
+
     def is_evaluated(self, step: int) -> bool:
         """Whether a step before the last one is evaluated."""
         return self.eval_freq > 0 and step > 0 and step % self.eval_freq == 0
@@ -109,7 +113,7 @@ class Trainer:
                 share = self.plan.batch_size // self.job.ranks.world_size
                 self.tracker.log_training_step(loss, done, share, optimizer=self.engine.optimizer, model=self.engine)
                 advance(f"ZeRO stage {self.optimisation.zero_stage}")
-                stop = self.job.stop.at_boundary(self.checkpointer.is_sealed)
+                stop = self.job.stop.at_boundary(self.checkpointer.is_sealed, self.schedule.saves_soon(done))
                 if self.job.stop.all_sealed:
                     self._finish_save(done)
                 last = done == total
@@ -118,7 +122,8 @@ class Trainer:
                 if is_needed or done % self.schedule.save_freq == 0:
                     self.save(done, wait=is_needed)
                 if stop is Stop.NO and is_evaluated:
-                    stop = evaluate(done)
+                    with self._clock.left_out():
+                        stop = evaluate(done)
                     self.job.stop.restart_clock()
                 if stop is not Stop.NO and not last:
                     self.job.say(f"stopping at step {done}: {stop.name.lower()}")
@@ -159,9 +164,9 @@ class Trainer:
         self.job.stop.restart_clock()
 
     def _after_save(self, done: int, saved: Saved) -> None:
-        self._clock.saved(self.saved_step, done, saved.seconds, saved.held_seconds).write(self.job.run_dir)
         folder = self.job.run_dir / "checkpoints"
         checkpoints.prune(folder, self.schedule.retention, trusted=saved.checkpoint, say=self.job.say)
+        self._clock.saved(self.saved_step, done, saved.seconds, saved.held_seconds).write(self.job.run_dir)
 
     def _step(self, step: int, batches: Iterator[Any]) -> torch.Tensor:
         """Does one optimizer step and returns its loss on all samples of the step, on the device."""

@@ -62,7 +62,7 @@ def end_attempt(run_dir: Path, key: str, outcome: Outcome, exit_code: int | None
 
 def measure_pace(run_dir: Path, step: int) -> None:
     """What the trainer measures: 0.5 steps a second, so 1,700 steps in an hour's job."""
-    Pace(0.5, 2.0, 60.0, 100, step, TOTAL).write(run_dir)
+    Pace(0.5, 2.0, 2.0, 60.0, 100, step, TOTAL).write(run_dir)
 
 
 def finish(run_dir: Path) -> None:

@@ -12,18 +12,19 @@ from typing import Any
 
 def fsync_dir(folder: Path) -> None:
     """Makes the names in a folder durable (a rename is safe only once its folder is synced)."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _fsync(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def fsync_file(path: Path) -> None:
-    """Makes the contents of a file durable, whoever wrote it."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Makes the contents of a file durable, whoever wrote it; an error names it."""
+    _fsync(path, os.O_RDONLY)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
-        os.fsync(descriptor)
+        with named(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -22,8 +22,9 @@ class Pace:
     """What the newest attempt of a run measured.
 
     Attributes:
-        steps_per_second: Of training alone, without saves.
+        steps_per_second: Of training alone, without evaluations and the waiting for saves.
         save_seconds: The longest save.
+        held_seconds: How long training waited for a save at most; the rest goes on behind the steps.
         startup_seconds: From the start of the process to the first step: imports, data, the checkpoint.
         save_freq: Steps between checkpoints.
         step: The step of the newest checkpoint.
@@ -32,6 +33,7 @@ class Pace:
 
     steps_per_second: float
     save_seconds: float
+    held_seconds: float
     startup_seconds: float
     save_freq: int
     step: int
@@ -45,7 +47,7 @@ class Pace:
         """Steps that a job with this time limit does, with its saves and the stop at its end; at least 0."""
         step = 1 / self.steps_per_second
         left = limit_seconds - self.startup_seconds - RESERVE_SECONDS - SAVE_MARGIN * self.save_seconds - 2 * step
-        return max(0, int(left / (step + self.save_seconds / self.save_freq)))
+        return max(0, int(left / (step + self.held_seconds / self.save_freq)))
 
     def segments(self, limit_seconds: float, step: int | None = None) -> float:
         """Jobs that the rest needs, the one under way included.

@@ -211,6 +211,7 @@ def test_a_save_that_is_under_way_is_given_its_time_too(ends_in) -> None:
     assert stop.at_boundary() is Stop.REQUEUE
     stop.saved_in(40.0)
     assert stop.at_boundary() is Stop.NO
+    assert stop.at_boundary(save_is_due=True) is Stop.REQUEUE, "else a stop a moment after it began would come too late"
 
 
 def test_a_job_stops_when_two_more_steps_no_longer_fit(ends_in) -> None:

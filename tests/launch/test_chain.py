@@ -17,7 +17,7 @@ from tracking.files import write_json
 from tracking.pace import Pace
 
 CHAIN = ROOT / "job_templates" / "chain.sh"
-PACE = Pace(steps_per_second=0.1, save_seconds=2.0, startup_seconds=30.0, save_freq=100, step=400, total=500)
+PACE = Pace(0.1, save_seconds=2.0, held_seconds=2.0, startup_seconds=30.0, save_freq=100, step=400, total=500)
 
 
 def job(tmp_path: Path, *settings: str) -> tuple[Config, JobSpec]:

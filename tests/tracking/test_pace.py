@@ -10,13 +10,14 @@ import pytest
 
 from tracking.pace import STATE, Pace, read_pace
 
-# 2 s of saves every 100 steps: a step costs 0.52 s with its share. A stop needs 1.5 * 2 + 5 + 2 * 0.5 = 9 s.
-PACE = Pace(steps_per_second=2.0, save_seconds=2.0, startup_seconds=31.0, save_freq=100, step=0, total=1000)
+# 2 s of waiting every 100 steps: a step costs 0.52 s with its share. A stop needs 1.5 * 2 + 5 + 2 * 0.5 = 9 s.
+PACE = Pace(2.0, save_seconds=2.0, held_seconds=2.0, startup_seconds=31.0, save_freq=100, step=0, total=1000)
 
 
 def test_steps_of_a_job() -> None:
     assert PACE.steps_in(300) == 500, "(300 - 31 - 9) / 0.52"
     assert PACE.steps_in(40) == 0
+    assert replace(PACE, save_seconds=4.0, held_seconds=1.0).steps_in(300) == 503, "(300 - 31 - 12) / 0.51"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tracking.checkpoints.choice import (
     verify,
 )
 from tracking.checkpoints.manifest import BEST, LATEST, MANIFEST, FileRecord, Manifest
-from tracking.checkpoints.retention import Retention, mark_best, pinned, prune
+from tracking.checkpoints.retention import Retention, clear_leftovers, mark_best, pinned, prune
 from tracking.checkpoints.saving import (
     TEMPORARY,
     client_state,
@@ -45,6 +45,7 @@ __all__ = [
     "NoWholeCheckpointError",
     "Retention",
     "candidates",
+    "clear_leftovers",
     "client_state",
     "commit",
     "files_of_rank",

@@ -81,7 +81,7 @@ def prune(
     Returns:
         The checkpoints that are gone.
     """
-    _clear_leftovers(folder)
+    clear_leftovers(folder)
     saved = [path for path in candidates(folder) if (path / MANIFEST).is_file()]
     try:
         needed = _needed(folder, retention, saved)
@@ -98,7 +98,7 @@ def prune(
     if doomed or copies:
         # Before their files go: a power cut must not bring the name back without them.
         fsync_dir(folder)
-        _clear_leftovers(folder)
+        clear_leftovers(folder)
     return doomed
 
 
@@ -147,7 +147,8 @@ def _copies_behind(folder: Path, saved: list[Path]) -> list[Path]:
     return [path for path in copies if age(path.with_name(path.name.removeprefix("universal-"))) < newest]
 
 
-def _clear_leftovers(folder: Path) -> None:
+def clear_leftovers(folder: Path) -> None:
+    """Deletes what killed saves, deletions and conversions left; only whoever owns the run may."""
     for leftover in folder.glob(f"{TEMPORARY}*"):
         # What cannot be deleted now (NFS keeps files that somebody has open) is tried again after the next save.
         shutil.rmtree(leftover, ignore_errors=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tracking.checkpoints.manifest import LATEST, MANIFEST, FileRecord, Manifest
-from tracking.files import fsync_dir, fsync_file, write_atomic, write_json
+from tracking.files import fsync_dir, fsync_file, named, write_atomic, write_json
 
 TEMPORARY = ".tmp-"
 _WORKERS = 4
@@ -34,7 +34,7 @@ def record_files(checkpoint: Path, names: list[str]) -> dict[str, FileRecord]:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with named(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

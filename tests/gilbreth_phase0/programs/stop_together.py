@@ -25,6 +25,9 @@ for step in range(1, 20):
     answer = stop.at_boundary(sealed=step >= 2 + ranks.rank)
     if stop.all_sealed and not sealed_at:
         sealed_at = step
+        stop.save_begun()  # the flags on their way are still those of the first one
+    elif sealed_at and step == sealed_at + 1:
+        assert not stop.all_sealed
     if answer is not Stop.NO:
         print(f"sealed at step {sealed_at}, {answer.name} at step {step}")
         break
