@@ -2,6 +2,9 @@
 
 Each attempt leaves one record in RUN/attempts. Slurm itself requeues after a lost node and the stop protocol after a
 planned stop; everything else (a rank killed, a crash) comes here, and goes on only while attempts make progress.
+
+In a chain of jobs nothing but these records ends what hangs for ever. So each attempt there marks that it has begun, and
+the next one decides about it where it left no record: killed with its batch script, or by the time limit.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from os import environ
@@ -17,7 +21,7 @@ from typing import Annotated
 
 import typer
 
-from gilbreth_phase0.stop import REQUEUE_EXIT_CODE
+from gilbreth_phase0.stop import CHAIN, REQUEUE_EXIT_CODE
 from tracking.checkpoints import newest_step
 from tracking.files import read_json, write_json
 from tracking.ownership import AttemptKey, OwnershipLostError, owner_of
@@ -32,6 +36,9 @@ VARIABLE = "GILBRETH_MAX_ATTEMPTS"
 """How the batch script says it: `resources.max_segments`."""
 
 _ATTEMPTS_WITHOUT_PROGRESS = 2
+
+_BEGUN = ".begun"
+"""Ending of an attempt's mark, beside its record; chain.sh removes it where the attempt shall not count."""
 
 
 class Outcome(StrEnum):
@@ -51,7 +58,7 @@ class AttemptRecord:
 
     Attributes:
         key: The attempt (`1234-000`).
-        exit_code: srun's exit code; None where the attempt asked for the requeue itself.
+        exit_code: srun's exit code; None where the attempt asked for the requeue itself, or left no record of its own.
         step: Step of the newest checkpoint when it ended.
         outcome: What was decided.
         reason: Why, in plain words.
@@ -77,15 +84,52 @@ def claim_requeue(run_dir: Path, key: AttemptKey) -> bool:
     return record.outcome is Outcome.REQUEUE
 
 
-def decide(run_dir: Path, exit_code: int | None, key: AttemptKey, max_attempts: int, cancelled: bool) -> AttemptRecord:
+def begin(run_dir: Path, key: AttemptKey, max_attempts: int) -> AttemptRecord | None:
+    """Takes note that an attempt of a chain begins, and decides about those before it that left no record.
+
+    Args:
+        run_dir: The run folder.
+        key: The attempt that begins; all others are over, because the jobs of a chain run one after the other.
+        max_attempts: How many attempts a run may have in all.
+
+    Returns:
+        The decision that ends the run; None where it goes on, with this attempt.
+    """
+    for earlier in _unrecorded(run_dir):
+        if earlier != key:
+            record = decide(run_dir, None, earlier, max_attempts, cancelled=False, why=f"attempt {earlier} was cut off")
+            keep(run_dir, record)
+            if record.outcome is not Outcome.REQUEUE:
+                return record
+    write_json(run_dir / "attempts" / f"{key}{_BEGUN}", {"time": time.time()})
+    return None
+
+
+def _unrecorded(run_dir: Path) -> Iterator[AttemptKey]:
+    """The attempts that have begun and left no record, the first one first."""
+    for mark in sorted((run_dir / "attempts").glob(f"*{_BEGUN}"), key=lambda path: path.stat().st_mtime):
+        if not mark.with_suffix(".json").is_file():
+            job_id, _, restarts = mark.stem.rpartition("-")
+            yield AttemptKey(job_id, int(restarts))
+
+
+def decide(
+    run_dir: Path,
+    exit_code: int | None,
+    key: AttemptKey,
+    max_attempts: int,
+    cancelled: bool,
+    why: str | None = None,
+) -> AttemptRecord:
     """Decides what follows an attempt.
 
     Args:
         run_dir: The run folder.
-        exit_code: srun's exit code; None where the attempt itself asks, after a planned stop.
+        exit_code: srun's exit code; None where the attempt itself asks, after a planned stop, or where nobody knows it.
         key: The attempt that ended.
         max_attempts: How many attempts a run may have in all.
         cancelled: Whether Slurm says that the job was cancelled.
+        why: How it ended, where the exit code does not tell.
 
     Returns:
         The decision and its reason; not yet written.
@@ -111,7 +155,7 @@ def decide(run_dir: Path, exit_code: int | None, key: AttemptKey, max_attempts: 
     elif len(steps) == _ATTEMPTS_WITHOUT_PROGRESS and min(steps) == step:
         outcome, reason = Outcome.END, f"{len(steps)} attempts in a row made no progress from step {step}"
     else:
-        why = "planned stop" if exit_code in (None, 0, REQUEUE_EXIT_CODE) else f"exit code {exit_code}"
+        why = why or ("planned stop" if exit_code in (None, 0, REQUEUE_EXIT_CODE) else f"exit code {exit_code}")
         outcome, reason = Outcome.REQUEUE, f"{why}, newest checkpoint at step {step}"
     return AttemptRecord(str(key), exit_code, step, outcome, reason, time.time())
 
@@ -161,10 +205,29 @@ def main(
 ) -> None:
     """Prints `done|end|requeue: reason` and exits with 0, 1 or 75."""
     key = AttemptKey.from_environment()
-    record = decide(run_dir, exit_code, key, max_attempts, was_cancelled(key.job_id))
+    own = next((one for one in read_attempts(run_dir) if one.key == str(key)), None)
+    # In a chain nobody but the batch script decides. Where TERM came in the middle of that, it asks once more.
+    record = own if own and CHAIN in environ else decide(run_dir, exit_code, key, max_attempts, was_cancelled(key.job_id))
     keep(run_dir, record)
+    _say(record)
+
+
+def _say(record: AttemptRecord) -> None:
     print(f"{record.outcome.value}: {record.reason}", flush=True)
     raise typer.Exit(_SHELL_CODES[record.outcome])
+
+
+@app.command("begin")
+def main_begin(
+    run_dir: Annotated[Path, typer.Option(help="The run folder.")],
+    max_attempts: Annotated[
+        int, typer.Option(envvar=VARIABLE, help="How many attempts the run may have in all.", min=1)
+    ] = MAX_ATTEMPTS,
+) -> None:
+    """Takes note that an attempt of a chain begins; exits with 1 where those before it say that the run must end."""
+    ended = begin(run_dir, AttemptKey.from_environment(), max_attempts)
+    if ended is not None:
+        _say(ended)
 
 
 @app.command("show")

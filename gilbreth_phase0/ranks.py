@@ -28,6 +28,8 @@ _PORT_TRIES = 16
 _ATTEMPT = ("CLUSTER_NAME", "JOB_ID", "RESTART_COUNT")
 _RENDEZVOUS_SECONDS = 300.0
 _ANSWER_SECONDS = 2.0
+# Half a minute where a core is free; other work may make it several times that.
+_COMPILING_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,7 @@ def initialise(ranks: Ranks, device: str) -> None:
     )
     import deepspeed
 
+    drop_dead_locks()
     with signals_held_back():  # on CPUs a compiler may run in here
         deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
 
@@ -223,9 +226,38 @@ def keep_extensions_here() -> None:
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 
 
+def drop_dead_locks(patience: float = _COMPILING_SECONDS) -> None:
+    """Takes away a lock that a killed process has left on a compiled extension, and says so.
+
+    Whoever loads an extension holds PyTorch's lock file meanwhile, for a moment or while it compiles. One that is
+    killed then leaves it, and PyTorch would wait for it for ever.
+
+    Args:
+        patience: Seconds for which a lock is respected, by the clock of this process: hosts' clocks differ.
+    """
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", ""))
+    for lock in folder.glob("*/lock") if folder.is_absolute() else []:
+        seen, since = _identity(lock), time.monotonic()
+        while seen is not None and _identity(lock) == seen:
+            if time.monotonic() - since > patience:
+                print(f"{lock} is there for {patience:.0f} s: whoever made it was killed; taken away", flush=True)
+                lock.unlink(missing_ok=True)
+                break
+            time.sleep(0.05)
+
+
+def _identity(lock: Path) -> tuple[int, int] | None:
+    try:
+        found = lock.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 def compile_extensions() -> None:
     """Compiles what DeepSpeed would compile at its first use on CPUs (shared-memory communication, half a minute)."""
     keep_extensions_here()
+    drop_dead_locks()
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
     ShareMemCommBuilder().load(verbose=False)

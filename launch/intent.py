@@ -5,6 +5,7 @@ RUN_ROOT/.submitting/
   NAME~NONCE.000.json   what is submitted, and by which process; gone once the run's own record stands
   NAME~NONCE.001.json   the same in the hands of a later command, because that process is dead
 ```
+A group may share a run root: what another user submits is his own affair, because Slurm is asked for one's own jobs.
 A process of this host is asked for by its number. One on another host counts as dead when its record is older than any
 submission takes, by the clock of the disk: the clocks of two hosts are never compared.
 """
@@ -20,11 +21,13 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from launch.config import Config
+from launch.questions import user_name
 from launch.spec import JobSpec
 from tracking.errors import UserError
 from tracking.exclusive import create_exclusive
@@ -59,6 +62,9 @@ class Intent:
         holder: Who is at it; None where Slurm did not answer, and the next command has to look.
         number: How often it was taken over.
         unanswered: Whether Slurm's answer was lost, so that it may still list the job later.
+        uid: Whose it is.
+        user: The name of that user.
+        host: Where it was begun.
     """
 
     name: str
@@ -74,6 +80,14 @@ class Intent:
     holder: Holder | None
     number: int = 0
     unanswered: bool = False
+    uid: int = field(default_factory=os.getuid)
+    user: str = field(default_factory=user_name)
+    host: str = field(default_factory=lambda: os.uname().nodename)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this user submits it."""
+        return self.uid == os.getuid()
 
     @property
     def key(self) -> str:
@@ -152,12 +166,20 @@ def begin(intent: Intent) -> None:
 
 
 def open_intents(run_root: Path) -> list[Intent]:
-    """The submissions below a run root that are under way or were left; in most run roots there is none."""
+    """The submissions below a run root that are under way or were left, of all users; in most run roots there is none.
+
+    Raises:
+        UserError: Nobody can tell, because the disk does not answer.
+    """
     newest: dict[str, Path] = {}
     try:
         paths = sorted((run_root / FOLDER).iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []  # one that may not be entered is preflight's to refuse
+    except OSError as error:
+        raise UserError(
+            f"cannot read {error.filename}: {error.strerror}\n  next: another one: --set cluster.run_root=FOLDER"
+        ) from None
     for path in paths:
         if match := _FORM.fullmatch(path.name):
             newest[match["stem"]] = path
@@ -235,6 +257,7 @@ def _read(path: Path) -> Intent | None:
 
 
 def _forget(path: Path) -> None:
-    """Removes a temporary file of a process that was killed while it wrote."""
-    if age(path) > _LEFT_S:
-        path.unlink(missing_ok=True)
+    """Removes a temporary file of a process that was killed while it wrote; another user's may have to stay."""
+    with suppress(PermissionError):
+        if age(path) > _LEFT_S:
+            path.unlink(missing_ok=True)

@@ -7,12 +7,12 @@ because Slurm does not answer, all is left to the next command.
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
+import shlex
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from launch import intent as intents
 from launch import sbatch
 from launch.intent import Intent
+from launch.questions import user_name
 from launch.slurm import SlurmRefused, SlurmSilent, run_slurm
 from tracking.files import read_json, write_json
 
@@ -42,16 +43,18 @@ class Found:
         job_id: Its job; None where there is none, or where nobody can tell.
         is_settled: False where the next command has to look again.
         line: What is said of it; empty where there is nothing to say.
+        way: What settles it, where this command did not.
     """
 
     intent: Intent
     job_id: str | None
     is_settled: bool
     line: str
+    way: str = "the same command again in a while"
 
 
 def settle(run_root: Path, cluster: str, name: str | None = None) -> Iterator[Found]:
-    """Deals with every submission below a run root that was left.
+    """Deals with every submission of this user below a run root that was left.
 
     Args:
         run_root: Where run folders are.
@@ -59,15 +62,13 @@ def settle(run_root: Path, cluster: str, name: str | None = None) -> Iterator[Fo
         name: The one run that is looked at; None is every one.
 
     Yields:
-        What became of each; of those that are under way in a living process, nothing.
+        What became of each; of those that are under way in a living process, or another user's, nothing.
     """
     for intent in intents.open_intents(run_root):
-        if intent.is_under_way or name not in (None, intent.name):
+        if not intent.is_own or name not in (None, intent.name) or intent.is_under_way:
             continue
         if not _can_ask(intent, cluster):
-            yield Found(
-                intent, None, False, f"{intent.name} was being submitted to {intent.cluster}: look with that profile"
-            )
+            yield _beyond(intent)
         elif (taken := intents.take_over(intent)) is not None:
             yield _settle(taken)
 
@@ -76,6 +77,15 @@ def _can_ask(intent: Intent, cluster: str) -> bool:
     if intent.executor == "local":
         return intent.holder is not None and intent.holder.is_here()
     return (intent.cluster, intent.slurm) == (cluster, os.environ.get("SLURM_CONF"))
+
+
+def _beyond(intent: Intent) -> Found:
+    """What nobody here can ask for: where it can be, and how it is dropped where that place is gone."""
+    conf = f"SLURM_CONF={shlex.quote(intent.slurm)}" if intent.slurm is not None else "no SLURM_CONF"
+    where = f"on {intent.host}" + (f" with {conf}" if intent.executor == "slurm" else "")
+    drop = f"where it has no job for certain: rm {shlex.quote(str(intent.path))}"
+    line = f"{intent.name} was being submitted with profile {intent.cluster} {where}; it cannot be asked for from here"
+    return Found(intent, None, False, f"{line}; {drop}", "the same command there")
 
 
 def _settle(intent: Intent) -> Found:
@@ -128,8 +138,12 @@ def _is_bare(folder: Path) -> bool:
         return False
 
 
-def slurm_job(intent: Intent) -> str | None:
+def slurm_job(intent: Intent, others: Collection[str] = ()) -> str | None:
     """The job of an intent; None where there is none for certain.
+
+    Args:
+        intent: What was being submitted.
+        others: Jobs of the same name that are known to be others.
 
     Raises:
         SlurmSilent: Slurm cannot tell, or not yet.
@@ -148,7 +162,7 @@ def slurm_job(intent: Intent) -> str | None:
     late = intent.unanswered
     while True:
         age = intents.age(sbatch.called_at(log_dir))
-        if (job_id := _listed(intent) or _seen(log_dir)) is not None:
+        if (job_id := _listed(intent, others) or _seen(log_dir)) is not None:
             return job_id
         if sbatch.refusal(log_dir) is not None or age > (_SECONDS_UNTIL_LISTED_LATE if late else _SECONDS_UNTIL_LISTED):
             return None
@@ -158,28 +172,28 @@ def slurm_job(intent: Intent) -> str | None:
         time.sleep(0.2)
 
 
-def _listed(intent: Intent) -> str | None:
+def _listed(intent: Intent, others: Collection[str]) -> str | None:
     """Asks Slurm for this user's jobs; the oldest one with the key, or the name where a site rewrites comments."""
-    user, name = getpass.getuser(), intent.name
+    user, name = user_name(), intent.name
     squeue = ["squeue", "--noheader", "--states=all", f"--user={user}", "--format=%F|%V|%j|%k"]
     lines = run_slurm(squeue, _LONGEST_QUESTION_S, tries=2).splitlines()
-    if not (found := list(_jobs(intent, lines))):
+    if not (found := list(_jobs(intent, lines, others))):
         since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(intent.time - _SLACK_S))
         sacct = ["sacct", "--noheader", "--parsable2", "--allocations", f"--user={user}", f"--starttime={since}"]
         try:
             answer = run_slurm([*sacct, f"--name={name}", "--format=JobIDRaw,Submit,JobName,Comment"], 5.0)
         except (SlurmSilent, SlurmRefused):
             answer = ""  # a site without accounting
-        found = list(_jobs(intent, answer.splitlines()))
+        found = list(_jobs(intent, answer.splitlines(), others))
     return str(min(found)) if found else None
 
 
-def _jobs(intent: Intent, lines: list[str]) -> Iterator[int]:
+def _jobs(intent: Intent, lines: list[str], others: Collection[str]) -> Iterator[int]:
     for line in lines:
         number, submitted, name, comment, *_ = [*line.split("|", 3), "", "", ""]
         same_name = name == intent.name and not comment.startswith("gilbreth:")
         recent = submitted.isdigit() and float(submitted) > intent.time - _SLACK_S
-        if number.isdigit() and (comment == intent.key or (same_name and recent)):
+        if number.isdigit() and number not in others and (comment == intent.key or (same_name and recent)):
             yield int(number)
 
 

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from launch.jobs.reasons import explain_reason
 from tracking.errors import UserError
 from tracking.files import fsync_dir
 
@@ -31,9 +32,11 @@ LONGEST_S = 90.0
 # sbatch failed, and Slurm may have the job all the same: the answer was lost, not the question.
 _LOST = re.compile(r"timed out|zero bytes|receive failure|unexpected message|connection (?:failure|reset|closed)", re.I)
 _SILENT = re.compile(r"unable to contact slurm|connection refused|connect failure|error in the slurm controller", re.I)
+# Slurm says the same sentence of every limit ("job submit limit, user's size and/or time limits"); this word tells which.
+_LIMIT = re.compile(r"\b(?:QOS|Assoc)(?:Max|Grp|Min)[A-Za-z]*Limit\b")
 _PLAIN = (
     (
-        r"Max(?:Submit)?Jobs?(?:PerUser|PerAccount)?Limit|job submit limit",
+        r"(?:Max|Grp)(?:Submit)?Jobs?(?:PerUser|PerAccount)?Limit",
         "as many of your jobs are queued as QOS, account or partition allow",
         "wait until one ends, or cancel one: squeue --me",
     ),
@@ -121,6 +124,9 @@ def refusal(log_dir: Path) -> str | None:
     for form, reason, way in _PLAIN:
         if re.search(form, complaint, re.IGNORECASE):
             return f"sbatch refused the job: {reason} ({complaint})\n  next: {way}"
+    if limit := _LIMIT.search(complaint):
+        less = "ask for less: --set resources.…=, or another QOS: --set cluster.qos=NAME"
+        return f"sbatch refused the job: {explain_reason(limit[0]).words} ({complaint})\n  next: {less}"
     return f"sbatch refused the job: {complaint}"
 
 

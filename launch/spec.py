@@ -141,7 +141,8 @@ def free_name(config: Config, run_root: Path, now: datetime, root: Path) -> str:
     commit = git("rev-parse", "--short=7", "HEAD", cwd=root)
     while True:
         name = run_name(**config.name_parts, git_short=commit, at=now)
-        if not (run_root / name).exists() and not (root / "logs" / name).exists():
+        # A folder that may not be entered is preflight's to refuse.
+        if not any(os.access(folder / name, os.F_OK) for folder in (run_root, root / "logs")):
             return name
         now += timedelta(seconds=1)
 

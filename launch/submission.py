@@ -64,10 +64,7 @@ def pick_up(config: Config, spec: JobSpec) -> tuple[JobSpec, Submitted] | None:
     for found in settle(spec.run_dir.parent, spec.cluster.name):
         is_same = found.intent.request == request or found.intent.name == spec.name
         if is_same and not found.is_settled:
-            raise UserError(
-                f"{found.line}\n  next: the same command again in a while; or for another run beside it: "
-                "--set name=NAME"
-            )
+            raise UserError(f"{found.line}\n  next: {found.way}; or for another run beside it: --set name=NAME")
         print(found.line, flush=True)
         if is_same and found.job_id is not None and twin is None:
             twin = _as_submitted(found, spec)
@@ -90,13 +87,15 @@ def resumed(run_dir: Path, enter_lab: Callable[[], None]) -> list[str] | None:
     own = [one for one in intents.open_intents(run_dir.parent) if one.name == run_dir.name]
     if not own:
         raise UserError(f"no submission of {run_dir} was interrupted\n  next: see its submission.json")
+    if not own[0].is_own:
+        raise UserError(f"{run_dir.name} is being submitted by {own[0].user}; only {own[0].user} can finish that")
     if own[0].cluster == "lab":
         enter_lab()
     found = next(settle(run_dir.parent, own[0].cluster, run_dir.name), None)
     if found is None:
         raise UserError(f"{run_dir.name} is being submitted now: {own[0].holder}")
     if not found.is_settled:
-        raise UserError(f"{found.line}\n  next: the same command again in a while")
+        raise UserError(f"{found.line}\n  next: {found.way}")
     print(found.line, flush=True)
     if found.job_id is not None:
         return None

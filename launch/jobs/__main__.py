@@ -115,19 +115,27 @@ def _roots(given: list[Path] | None, cluster: str | None) -> list[Path]:
         enter_lab()
     if given:
         for folder in given:
-            if not folder.is_dir():
-                raise UserError(f"--root {folder}: there is no such folder\n  next: give the folder of the run folders")
+            if not _may_list(folder):
+                raise UserError(
+                    f"--root {folder}: there is no such folder, or you may not list it\n"
+                    "  next: give the folder of the run folders"
+                )
         return [folder.absolute() for folder in given]
     from launch.places import default_cluster, run_root
 
     name = cluster or default_cluster()
     root = run_root(name)
-    if not root.is_dir():
+    if not _may_list(root):
         raise UserError(
-            f"there is no run yet: {root}, the run_root of {name!r}, is not there\n"
+            f"there is no run yet: {root}, the run_root of {name!r}, is not there, or you may not list it\n"
             "  next: --root FOLDER, or --cluster NAME"
         )
     return [root]
+
+
+def _may_list(folder: Path) -> bool:
+    """Whether there is such a folder whose entries this user may see."""
+    return os.access(folder, os.R_OK | os.X_OK) and folder.is_dir()
 
 
 def _newest(roots: Sequence[Path], *, everything: bool) -> tuple[list[RunFolder], int]:
@@ -150,7 +158,7 @@ def _one(roots: Sequence[Path], given: str) -> RunView:
     from launch.jobs.folders import choose_run, find_runs
 
     folder = Path(given)
-    runs = find_runs([folder.absolute()] if "/" in given and folder.is_dir() else roots)
+    runs = find_runs([folder.absolute()] if "/" in given and _may_list(folder) else roots)
     (view,), problem = _look([choose_run(runs, given)], in_full=True)
     if problem is not None:
         print(f"warning: {problem}", file=sys.stderr)

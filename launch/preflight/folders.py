@@ -29,7 +29,7 @@ def folder_findings(config: Config, spec: JobSpec) -> Iterator[Finding]:
         yield from _shared(key, folder, spec.cluster.node_local, fix)
         yield from _writable(key, folder, fix)
     for folder in (spec.run_dir, spec.log_dir):
-        if folder.exists():
+        if os.access(folder, os.F_OK):
             yield rules.FOLDER_TAKEN(f"{str(folder)!r} is there already, from another run", "--set name=NAME")
     yield from _store(config, spec)
 
@@ -40,11 +40,12 @@ def _store(config: Config, spec: JobSpec) -> Iterator[Finding]:
         return
     fix = "choose another: --set cluster.store_root=FOLDER"
     yield from _shared("cluster.store_root", store.root, spec.cluster.node_local, fix)
-    if store.exists and config.stage.models == "loads":
+    is_open = os.access(store.root, os.R_OK | os.X_OK)
+    if is_open and store.exists and config.stage.models == "loads":
         return  # others' models will do: what cannot be recorded there is said, and the job runs
     unwritable = list(_writable("cluster.store_root", store.root, fix))
     yield from unwritable
-    if not unwritable and (others := store.strangers()):
+    if is_open and not unwritable and (others := store.strangers()):
         yield rules.STORE_STRANGERS(
             f"cluster.store_root {str(store.root)!r} is no model store: it holds {', '.join(others[:3])}", fix
         )
@@ -65,5 +66,5 @@ def _writable(key: str, folder: Path, fix: str) -> Iterator[Finding]:
 
 
 def existing_part(folder: Path) -> Path:
-    """The folder, or the nearest one above it that there is."""
-    return next(path for path in (folder, *folder.parents) if path.exists())
+    """The folder, or the nearest one above it that there is, as far as this user may look."""
+    return next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK))

@@ -6,15 +6,16 @@ import os
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 
-from gilbreth_phase0.ranks import Ranks, _greeting, _tell, first_host, keep_extensions_here, ports
+from gilbreth_phase0.ranks import Ranks, _greeting, _tell, drop_dead_locks, first_host, keep_extensions_here, ports
 from tracking.errors import UserError
 
 from rank_pairs import PROGRAMS, run_pair
@@ -127,6 +128,37 @@ def test_compiled_extensions_belong_to_this_environment(monkeypatch: pytest.Monk
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
     keep_extensions_here()
     assert Path(os.environ["TORCH_EXTENSIONS_DIR"]).is_relative_to(sys.prefix)
+
+
+def test_a_lock_that_a_killed_process_left_is_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GIVEN locks of a killed and of a living process THEN only the first one goes, and nobody waits for ever."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    dead, alive = tmp_path / "fused_adam" / "lock", tmp_path / "shm_comm" / "lock"
+    for lock in (dead, alive):
+        lock.parent.mkdir()
+        lock.touch()
+    done = Event()
+
+    def hold() -> None:
+        while not done.is_set():  # the next process takes it as soon as the one before has let go
+            fresh = alive.with_name("next")
+            fresh.touch()
+            fresh.replace(alive)
+            time.sleep(0.01)
+
+    holder = Thread(target=hold)
+    holder.start()
+    try:
+        drop_dead_locks(patience=0.3)
+    finally:
+        done.set()
+        holder.join()
+    assert (dead.exists(), alive.exists()) == (False, True)
+    assert capsys.readouterr().out.startswith(f"{dead} is there for 0 s: whoever made it was killed")
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
+    drop_dead_locks(patience=0.0)
 
 
 def test_the_ninja_of_this_environment_is_found_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
