@@ -173,7 +173,7 @@ class Cluster(Section):
     store_root: str | None = None
     modules: tuple[str, ...] = ()
     conda_env: str | None = None
-    environment: dict[str, str] = {}
+    environment: dict[str, Annotated[str, Field(coerce_numbers_to_str=True)]] = {}
     gpus_per_node: NonNegativeInt | None = None
     qos_limits: dict[str, Minutes] = {}
     # Facts about the site are not what a job was asked for, so a run's configuration goes without them.

@@ -159,7 +159,8 @@ def foreign_names(environ: Mapping[str, str], cluster: Cluster) -> list[str]:
     """
     open_fields = {name for field, name in SUBMISSION_VARIABLES.items() if getattr(cluster, field) is None}
     kept = open_fields | {"SLURM_CONF"}
-    return sorted(name for name in environ if (_FOREIGN.match(name) or name in _RANKS) and name not in kept)
+    inherited = _RANKS | ({"CUDA_VISIBLE_DEVICES"} if "SLURM_JOB_ID" in environ else set())
+    return sorted(name for name in environ if (_FOREIGN.match(name) or name in inherited) and name not in kept)
 
 
 def local_python(spec: JobSpec, environ: Mapping[str, str] = os.environ) -> str:

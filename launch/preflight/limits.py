@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from itertools import chain
 
 from launch.preflight import rules
 from launch.preflight.finding import Finding
@@ -86,9 +87,25 @@ def limits_of_site(site: Site) -> Limits:
 
 def limit_findings(request: Request, limits: Limits) -> Iterator[Finding]:
     """Yields what of a request a site does not allow."""
+    names = (request.partition or "").split(",")
+    if len(names) > 1:
+        yield from _of_several([list(limit_findings(replace(request, partition=name), limits)) for name in names])
+        return
     yield from _access(request, limits)
     yield from _size(request, limits)
     yield from _time(request, limits)
+
+
+def _of_several(each: Sequence[Sequence[Finding]]) -> Iterable[Finding]:
+    """What is said of a job that may start in one of several partitions: an error where none of them takes it.
+
+    Whether all of them must is up to the site (`EnforcePartLimits`); a name that is unknown is refused everywhere.
+    """
+    of_all = set.intersection(*({one.rule for one in found} for found in each)) | {rules.PARTITION_UNKNOWN.name}
+    said: dict[tuple[str, str], Finding] = {}
+    for one in chain.from_iterable(each):
+        said.setdefault((one.rule, one.what), one if one.rule in of_all else one.milder())
+    return said.values()
 
 
 def _access(request: Request, limits: Limits) -> Iterator[Finding]:

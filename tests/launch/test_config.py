@@ -120,12 +120,18 @@ def test_settings_reach_tables_and_text() -> None:
     config = resolve(
         "bc",
         "lab",
-        ["bc.policy_settings.dim_model=32", "bc.repo_ids=123", "cluster.environment.A=x=y", "resources.time=0:02:00"],
+        [
+            "bc.policy_settings.dim_model=32",
+            "bc.repo_ids=123",
+            "cluster.environment.A=x=y",
+            "resources.time=0:02:00",
+            "cluster.environment.B=1",
+        ],
     )
     assert config.arguments["policy_settings"]["dim_model"] == 32
     assert config.arguments["policy_settings"]["use_vae"] is False
     assert config.arguments["repo_ids"] == "123"
-    assert config.cluster.environment == {"A": "x=y"}
+    assert config.cluster.environment == {"A": "x=y", "B": "1"}
     assert config.resources.time == 2
 
 

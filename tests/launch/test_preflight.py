@@ -183,6 +183,18 @@ def test_a_profile_that_nobody_has_checked_only_doubts_a_partition(world: Path) 
     assert list(beside_profile([error], [error])) == []
 
 
+def test_a_job_that_may_start_in_one_of_several_partitions(world: Path) -> None:
+    """GIVEN a list of partitions THEN an unknown name is an error, and what one of them allows is none."""
+
+    def said(partition: str, *settings: str) -> list[tuple[str, str]]:
+        return [(one.rule, one.level) for one in found(world, "bc", f"cluster.partition={partition}", *settings)]
+
+    assert said("gpu") == [] and ("account-partition", "error") in said("cpu")
+    assert ("account-partition", "warning") in said("gpu,cpu") and "error" not in dict(said("gpu,cpu")).values()
+    assert said("gpu,gpus") == [("partition-unknown", "error")]
+    assert ("time-partition", "error") in said("gpu,cpu", "resources.time=9-00:00:00", "cluster.qos=normal")
+
+
 def test_a_folder_whose_name_slurm_would_misread(world: Path) -> None:
     config, spec = job(world, "smoke")
     (said,) = findings(config, replace(spec, log_dir=world / "100%" / "x"))

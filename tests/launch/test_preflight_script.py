@@ -87,6 +87,11 @@ def test_comments_quotes_and_here_documents_are_no_commands() -> None:
     ]
 
 
+@pytest.mark.parametrize("line", ['read -r a <<< "one"', "read -r a <<<one", "n=$((1<<k))", "n=$(( 1 << k ))"])
+def test_what_looks_like_a_here_document_hides_nothing(line: str) -> None:
+    assert [one.line for one in commands(f"#!/bin/bash\n{line}\nsrun x\n")] == [2, 3]
+
+
 def test_options_in_all_their_forms() -> None:
     text = "#!/bin/sh\n#SBATCH -N 2 -n8 --gpus=a100:8\n#SBATCH --mem 4G --time=1-2 --exclusive # why\n##SBATCH -c 9\n"
     assert [(one.name, one.value) for one in directives(text)] == [

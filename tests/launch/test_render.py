@@ -157,6 +157,9 @@ def test_what_a_new_job_does_not_inherit() -> None:
     own = ["SBATCH_ACCOUNT", "SLURM_CONF", "WANDB_API_KEY", "HOME"]
     spec = make_spec(cluster={"account": None})
     assert foreign_variables(dict.fromkeys([*foreign, *own], "x"), spec) == sorted(foreign)
+    gpus = {"CUDA_VISIBLE_DEVICES": "0"}
+    assert foreign_variables(gpus, spec) == [], "a user's own choice"
+    assert foreign_variables({**gpus, "SLURM_JOB_ID": "1"}, spec) == ["CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID"]
 
 
 def test_the_task_on_this_machine_is_prepared_like_one_in_a_job(weird_tmp_path: Path, recorded: Path) -> None:

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_HEREDOC = re.compile(r"<<-?\s*(?P<quote>['\"]?)(?P<word>\w+)(?P=quote)")
+_HEREDOC = re.compile(r"(?<!<)<<-?\s*(?P<quote>['\"]?)(?P<word>\w+)(?P=quote)")
 _ASSIGNMENT = re.compile(r"(?:export\s+)?(?P<name>[A-Za-z_]\w*)=(?P<value>[\w./:@%+,-]*|'[^'$]*'|\"[^\"$`]*\")\s*;?")
 _VARIABLE = re.compile(r"\$\{(?P<braced>[A-Za-z_]\w*)\}|\$(?P<plain>[A-Za-z_]\w*)")
 
@@ -72,7 +72,8 @@ def _logical(lines: list[str]) -> Iterator[tuple[int, str]]:
             begun += text[:-1] + " "
             continue
         whole, first, begun, start = begun + text, start, "", 0
-        if heredoc := _HEREDOC.search(whole):
+        # A shift, as in $((1 << n)), has no line that ends it.
+        if (heredoc := _HEREDOC.search(whole)) and heredoc["word"] in map(str.strip, lines[number:]):
             until = heredoc["word"]
         if whole.strip():
             yield first, whole
