@@ -12,7 +12,6 @@ import typer
 from tracking.errors import UserError, exit_on_disk_error, exit_on_user_error
 
 if TYPE_CHECKING:
-    from tracking.models.remote import RemoteRules
     from tracking.store import Resolved, Store
 
 app = typer.Typer(
@@ -164,7 +163,9 @@ def push(
 
         where = _open(store, must_exist=True)
         if dry_run:
-            _say_push(where, [str(_resolve(where, model)) for model in models or []])
+            from tracking.models.on_wandb import say_push
+
+            say_push(where, [str(_resolve(where, model)) for model in models or []])
             return
         for model in models or []:
             want_upload(where, _resolve(where, model), project or default_target())
@@ -290,11 +291,13 @@ def prune(
 ) -> None:
     """Deletes versions that no alias, run, other model, pin or waiting upload holds."""
     with exit_on_user_error():
-        keep = _keep_last(keep_last, rules_file)
+        from tracking.models.on_wandb import keep_by, prune_there
+
+        keep = keep_by(keep_last, rules_file)
         if remote:
             from tracking.models.remote import RemoteRules
 
-            _prune_remote(
+            prune_there(
                 _open(store), names or [], RemoteRules(keep, grace * 3600, not steps, not used), project, dry_run
             )
             return
@@ -325,52 +328,6 @@ def verify(names: Names = None, store: StoreOption = None) -> None:
         print(f"error: {fault}")
     if faults:
         raise typer.Exit(1)
-
-
-def _keep_last(given: int | None, config: Path | None) -> int:
-    if given is not None:
-        return given
-    if config is None:
-        return 1
-    from tracking.gate.rules import read_rules
-
-    found = read_rules(config).keep_last_n
-    if found is None:
-        raise UserError(f"{config} has no model_management.keep_last_n\n  next: --keep-last N")
-    return found
-
-
-def _prune_remote(store: Store, names: list[str], rules: RemoteRules, project: str | None, dry_run: bool) -> None:
-    from tracking.models.remote import choose, remove
-    from tracking.store.publish import default_target
-    from tracking.store.push import adopt
-    from tracking.words import many
-
-    adopt(store)  # what is not known to be on W&B could not be recorded as deleted
-    versions = choose(project or default_target(), names, rules)
-    doomed = [version for version in versions if version.held is None]
-    for version in versions:
-        print(f"{version.name} {'goes' if version.held is None else f'stays: {version.held}'}", flush=True)
-    if dry_run:
-        print(f"{many(len(doomed), 'version')} would go")
-        return
-    failed = {version.name: why for version in doomed if (why := remove(store, version, rules)) is not None}
-    print(f"{many(len(doomed) - len(failed), 'version')} deleted")
-    if failed:
-        raise UserError("\n  ".join(["W&B kept:", *(f"{name}: {why}" for name, why in failed.items())]))
-
-
-def _say_push(store: Store, asked: list[str]) -> None:
-    from tracking.intents import pending_intents, read_intent
-    from tracking.models.remote import prune_mirrored
-    from tracking.store.push import adopt
-
-    adopt(store)
-    waiting = [str(read_intent(path).metadata["store"]["version"]) for path in pending_intents(store.root)]
-    for version in dict.fromkeys([*asked, *waiting]):
-        print(f"{version} would be uploaded")
-    if failed := prune_mirrored(store, print, dry_run=True):
-        raise UserError("\n  ".join(["W&B could not be asked about everything:", *failed]))
 
 
 def _open(folder: Path | None, *, must_exist: bool = False) -> Store:
