@@ -218,6 +218,8 @@ def detach(roots: Sequence[Path]) -> None:
     """
     log = _file(roots[0], "daemon", "log")
     sys.stdout.flush()
+    # Before the fork: the terminal may hang up before the new process has come to leave it.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if pid := os.fork():
         print(
             f"The daemon runs as process {pid} on {os.uname().nodename}.\n  log: {log}\n  end it: kill {pid}",
@@ -225,7 +227,6 @@ def detach(roots: Sequence[Path]) -> None:
         )
         os._exit(0)
     os.setsid()
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with Path(os.devnull).open("rb") as nothing, log.open("ab") as out:
         os.dup2(nothing.fileno(), 0)
         os.dup2(out.fileno(), 1)
