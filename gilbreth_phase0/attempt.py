@@ -3,13 +3,14 @@
 Each attempt leaves one record in RUN/attempts. Slurm itself requeues after a lost node and the stop protocol after a
 planned stop; everything else (a rank killed, a crash) comes here, and goes on only while attempts make progress.
 
-In a chain of jobs nothing but these records ends what hangs for ever. So each attempt there marks that it has begun, and
-the next one decides about it where it left no record: killed with its batch script, or by the time limit.
+In a chain of jobs nothing but these records ends what hangs for ever. So each attempt there marks that it has begun,
+and the next one decides about it where it left no record: killed with its batch script, or by the time limit.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -36,6 +37,9 @@ VARIABLE = "GILBRETH_MAX_ATTEMPTS"
 """How the batch script says it: `resources.max_segments`."""
 
 _ATTEMPTS_WITHOUT_PROGRESS = 2
+
+# Slurm kills what ignores TERM after 30 s, as a rule.
+_SECONDS_FOR_AN_END = 120.0
 
 _BEGUN = ".begun"
 """Ending of an attempt's mark, beside its record; chain.sh removes it where the attempt shall not count."""
@@ -96,13 +100,45 @@ def begin(run_dir: Path, key: AttemptKey, max_attempts: int) -> AttemptRecord | 
         The decision that ends the run; None where it goes on, with this attempt.
     """
     for earlier in _unrecorded(run_dir):
-        if earlier != key:
+        if earlier != key and _job_state(earlier.job_id) in ("CANCELLED", "PREEMPTED"):
+            _mark(run_dir, earlier).unlink(missing_ok=True)  # it did not end by itself, and says nothing about the run
+        elif earlier != key:
             record = decide(run_dir, None, earlier, max_attempts, cancelled=False, why=f"attempt {earlier} was cut off")
             keep(run_dir, record)
             if record.outcome is not Outcome.REQUEUE:
                 return record
-    write_json(run_dir / "attempts" / f"{key}{_BEGUN}", {"time": time.time()})
+    # At the time limit the next job may begin before the one before it could cancel it.
+    before = f"{_job_before(run_dir, key)}-"
+    for record in read_attempts(run_dir):
+        if record.key.startswith(before) and record.outcome is Outcome.END:
+            return record
+    _mark(run_dir, key).parent.mkdir(exist_ok=True)
+    write_json(_mark(run_dir, key), {"time": time.time()})
     return None
+
+
+def _mark(run_dir: Path, key: AttemptKey) -> Path:
+    return run_dir / "attempts" / f"{key}{_BEGUN}"
+
+
+def _job_before(run_dir: Path, key: AttemptKey) -> str | None:
+    """The job of the chain that this one was queued behind; None for one that was submitted by itself."""
+    link = read_json(run_dir / "links" / f"{key.job_id}.json") or {}
+    return str(link["after"]) if "after" in link else None
+
+
+def cancelled_before(run_dir: Path, key: AttemptKey) -> str | None:
+    """The job before this one in a chain, where it was cancelled: `scancel` ends the chain, not one job of it.
+
+    Slurm lets the next job begin while the tasks of the one before are still being ended, so this waits for that.
+    """
+    job = _job_before(run_dir, key)
+    if job is None:
+        return None
+    deadline = time.monotonic() + _SECONDS_FOR_AN_END
+    while (state := _job_state(job)) == "COMPLETING" and time.monotonic() < deadline:
+        time.sleep(1)
+    return job if state == "CANCELLED" else None
 
 
 def _unrecorded(run_dir: Path) -> Iterator[AttemptKey]:
@@ -119,6 +155,7 @@ def decide(
     key: AttemptKey,
     max_attempts: int,
     cancelled: bool,
+    *,
     why: str | None = None,
 ) -> AttemptRecord:
     """Decides what follows an attempt.
@@ -182,14 +219,20 @@ def keep(run_dir: Path, record: AttemptRecord) -> None:
 
 def was_cancelled(job_id: str) -> bool:
     """Asks Slurm whether a job was cancelled; a Slurm that does not answer is taken for a no."""
+    return _job_state(job_id) == "CANCELLED"
+
+
+def _job_state(job_id: str) -> str:
+    """What Slurm says of a job; empty where it does not answer."""
     try:
         answer = subprocess.run(
             ["scontrol", "show", "job", job_id], capture_output=True, text=True, timeout=30, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         print(f"attempt: scontrol does not tell the state of job {job_id}: {error}")
-        return False
-    return "JobState=CANCELLED" in answer
+        return ""
+    match = re.search(r"JobState=(\w+)", answer)
+    return match[1] if match else ""
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, help=__doc__)
@@ -205,14 +248,10 @@ def main(
 ) -> None:
     """Prints `done|end|requeue: reason` and exits with 0, 1 or 75."""
     key = AttemptKey.from_environment()
-    own = next((one for one in read_attempts(run_dir) if one.key == str(key)), None)
-    # In a chain nobody but the batch script decides. Where TERM came in the middle of that, it asks once more.
-    record = own if own and CHAIN in environ else decide(run_dir, exit_code, key, max_attempts, was_cancelled(key.job_id))
+    # In a chain nobody asks for a requeue; where TERM came while the batch script asked here, it asks once more.
+    before = [one for one in read_attempts(run_dir) if one.key == str(key)] if CHAIN in environ else []
+    record = before[0] if before else decide(run_dir, exit_code, key, max_attempts, was_cancelled(key.job_id))
     keep(run_dir, record)
-    _say(record)
-
-
-def _say(record: AttemptRecord) -> None:
     print(f"{record.outcome.value}: {record.reason}", flush=True)
     raise typer.Exit(_SHELL_CODES[record.outcome])
 
@@ -225,9 +264,16 @@ def main_begin(
     ] = MAX_ATTEMPTS,
 ) -> None:
     """Takes note that an attempt of a chain begins; exits with 1 where those before it say that the run must end."""
-    ended = begin(run_dir, AttemptKey.from_environment(), max_attempts)
+    key = AttemptKey.from_environment()
+    if (cancelled := cancelled_before(run_dir, key)) is not None:
+        # This one is no job of the run's: the run was cancelled with that one.
+        (run_dir / "links" / f"{key.job_id}.json").unlink(missing_ok=True)
+        print(f"end: job {cancelled} of this chain was cancelled", flush=True)
+        raise typer.Exit(1)
+    ended = begin(run_dir, key, max_attempts)
     if ended is not None:
-        _say(ended)
+        print(f"end: {ended.reason}", flush=True)
+        raise typer.Exit(1)
 
 
 @app.command("show")

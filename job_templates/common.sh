@@ -119,15 +119,18 @@ say_how_to_push() {
   fi
 }
 
-# go_on: has a later attempt go on with the run. chain.sh has another one, and of the next, too.
+# go_on RUN: has a later attempt go on with the run. chain.sh has another one, and of the next two, too.
 go_on() {
   scontrol requeue "$SLURM_JOB_ID" && return
   echo "error: Slurm refused to requeue job $SLURM_JOB_ID; submit the stage again" >&2
   return 1
 }
 
-# end_run: what must not go on when the run has ended for good.
+# end_run RUN: what must not go on when the run has ended for good.
 end_run() { :; }
+
+# end_terminated RUN CODE: what follows from TERM, beside the end of this job.
+end_terminated() { :; }
 
 # finish RUN_FOLDER CODE: ends the job after srun ended with CODE: done, ended, or requeued.
 finish() {
@@ -144,8 +147,8 @@ finish() {
   fi
   if [ -n "$gilbreth_terminated" ]; then
     echo "end: TERM (scancel, the end of the time limit, or a requeue that is under way); this script does not requeue"
-    end_run
-    # Slurm kills what is left within seconds, so nothing is begun here.
+    end_terminated "$run" "$code"
+    # Slurm kills what is left within seconds, so no push is begun here.
     say_how_to_push "$run"
     exit 143
   fi
@@ -156,9 +159,10 @@ finish() {
   fi
   if [ "$verdict" -eq 75 ]; then
     # The run goes on, and a later attempt pushes it.
-    go_on && exit "$code"
+    go_on "$run" && exit "$code"
+  else
+    end_run "$run"
   fi
-  end_run
   push_run "$run"
   exit "$code"
 }

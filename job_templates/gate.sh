@@ -4,13 +4,9 @@
 # wait_for_run RUN NAME FOLDER: returns when the run is complete or over. While jobs of it wait or run (a chain of them, or
 # one that was submitted by hand), the gate goes back into the queue behind them, and whoever waits for it with it.
 wait_for_run() {
-  local run=$1 name=$2 folder=$3 jobs= try
+  local run=$1 name=$2 folder=$3 jobs
   [ ! -e "$run/done.json" ] || return 0
-  for try in 1 2 3; do
-    if jobs=$(squeue --noheader --states=PENDING,RUNNING,SUSPENDED --user="$(id -un)" --name="$name" --format=%i); then break; fi
-    [ "$try" -lt 3 ] || fail "Slurm does not tell whether jobs of $name are left"
-    sleep 10
-  done
+  jobs=$(jobs_of "$name" PENDING,RUNNING,SUSPENDED) || fail "Slurm does not tell whether jobs of $name are left"
   # Between the first look and squeue's answer the last job may have ended.
   if [ -z "$jobs" ] || [ -e "$run/done.json" ]; then return 0; fi
   jobs=${jobs//$'\n'/:}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-import subprocess
+import re
+import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from launch.config import Config
-from launch.render import foreign_variables, is_chain, slurm_time
-from launch.sbatch import SCRIPT
+from launch.config import Cluster, Config
+from launch.jobs.folders import find_runs
+from launch.render import foreign_names, is_chain, slurm_time
+from launch.sbatch import SCRIPT, interrupts_wait
+from launch.slurm import SlurmRefused, SlurmSilent, run_slurm
 from launch.spec import JobSpec
-from tracking.files import read_json
+from tracking.files import read_json, write_json
 from tracking.pace import Pace, read_pace
 
 # What decides how fast a stage trains; a run that differs in one of them says nothing.
@@ -65,40 +70,61 @@ def plan(config: Config, spec: JobSpec) -> Plan | None:
     return Plan(pace.segments(spec.resources.time * 60), source[0], pace)
 
 
-def queue_links(spec: JobSpec) -> str | None:
-    """Queues the further jobs of a chain that the profile wants to wait at once; the first one is queued already.
+def queue_links(run_dir: Path) -> str | None:
+    """Queues the further jobs of a chain that the profile wants to wait at once, and records them with the run.
 
     Only one job of a run's name runs at a time, so one too many or too few does no harm: each queues its successor
     where none waits, and ends at once where the run is complete.
 
+    Args:
+        run_dir: The run folder; its first job is queued already, and so may be further ones.
+
     Returns:
-        A line that says what was queued; None where one job is enough.
+        A line that says what was queued; None where nothing was missing.
     """
-    wanted = spec.resources.links - 1
-    if not is_chain(spec) or not wanted:
+    run = next(iter(find_runs([run_dir])), None)
+    if run is None or run.config.get("resources", {}).get("links", 1) <= len(run.chain):
         return None
-    remove = [part for name in foreign_variables(os.environ, spec) for part in ("-u", name)]
-    command = ["env", *remove, "sbatch", "--parsable", "--dependency=singleton", str(spec.log_dir / SCRIPT)]
-    ids: list[str] = []
-    for _ in range(wanted):
+    cluster = Cluster.model_validate(run.config["cluster"])
+    if cluster.requeue is not False or not run.on_slurm or not run.chain:
+        return None
+    wanted, jobs, refusal = int(run.config["resources"]["links"]) - len(run.chain), list(run.chain), ""
+    remove = [part for name in foreign_names(os.environ, cluster) for part in ("-u", name)]
+    with interrupts_wait() as interrupted:
         try:
-            answer = subprocess.run(command, cwd=spec.root, capture_output=True, text=True, timeout=60, check=False)
-            refusal = " ".join(answer.stderr.split()) if answer.returncode else None
-        except subprocess.TimeoutExpired:
-            refusal = "Slurm did not answer"
-        if refusal is not None:
-            return f"link warning: {len(ids)} of {wanted} further jobs of the chain are queued ({refusal})"
-        ids.append(answer.stdout.strip().partition(";")[0])
-    return f"link jobs {', '.join(ids)} go on with the run when the one before is over"
+            command = ["env", *remove, "sbatch", "--parsable", *_waiting_as(jobs[0]), str(run.log_dir / SCRIPT)]
+            for _ in range(wanted):
+                if interrupted:
+                    refusal = "interrupted"
+                    break
+                with contextlib.chdir(run.root):
+                    number = run_slurm(command, 60.0).strip().partition(";")[0]
+                link = {"job_id": number, "after": jobs[-1], "time": int(time.time())}
+                (run_dir / "links").mkdir(exist_ok=True)
+                write_json(run_dir / "links" / f"{number}.json", link)
+                jobs.append(number)
+        except (SlurmRefused, SlurmSilent) as error:
+            refusal = str(error).splitlines()[0].removeprefix("env refused: ")
+    queued = jobs[len(run.chain) :]
+    if refusal:
+        return f"link warning: {len(queued)} of {wanted} further jobs of the chain are queued ({refusal})"
+    return f"link jobs {', '.join(queued)} go on with the run when the one before is over"
+
+
+def _waiting_as(job_id: str) -> list[str]:
+    """What has a further job wait as the first one does: what that one may not do, because a gate fails, no job may."""
+    listed = run_slurm(["squeue", "--noheader", f"--jobs={job_id}", "--format=%E"], tries=3)
+    conditions = [part for part in re.sub(r"\([a-z]+\)", "", listed.strip()).split(",") if part.startswith("afterok:")]
+    kill = ["--kill-on-invalid-dep=yes"] if conditions else []
+    return [f"--dependency={','.join([*conditions, 'singleton'])}", *kill]
 
 
 def _measured(config: Config, spec: JobSpec) -> tuple[str, Pace] | None:
     """The newest run of this kind that has measured its pace, and what it measured."""
     wanted = kind_of_run(config, spec)
-    folders = sorted(spec.run_dir.parent.glob("*/pace.json"), key=lambda path: path.stat().st_mtime, reverse=True)[
-        :_LOOKED_AT
-    ]
-    for path in folders:
+    root = spec.run_dir.parent
+    found = root.glob("*/pace.json") if os.access(root, os.R_OK | os.X_OK) else ()
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[:_LOOKED_AT]:
         pace = read_pace(path.parent)
         if pace is not None and (read_json(path.parent / "submission.json") or {}).get("kind") == wanted:
             return path.parent.name, pace

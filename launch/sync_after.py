@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from launch.config import Cluster
-from launch.render import SUBMISSION_VARIABLES, foreign_variables
+from launch.render import SUBMISSION_VARIABLES, foreign_variables, is_chain
 from launch.spec import JobSpec
 from tracking.errors import UserError
 from tracking.store.root import VARIABLE
@@ -37,6 +37,8 @@ def check_sync_after(cluster: Cluster) -> None:
 def queue_sync(spec: JobSpec, job_id: str) -> str:
     """Queues a small job that pushes what W&B does not have, once the job is over for good.
 
+    Behind a chain of jobs it comes again after each of them.
+
     Args:
         spec: The job that it comes after.
         job_id: Slurm's number of that job.
@@ -55,7 +57,8 @@ def queue_sync(spec: JobSpec, job_id: str) -> str:
         return f"sync warning: Slurm did not answer; look with squeue --me, and else: {_again(spec, command)}"
     if answer.returncode != 0:
         return f"sync warning: sbatch refused the job that pushes ({refusal}); again: {_again(spec, command)}"
-    return f"sync job {answer.stdout.strip()} pushes to W&B what is left when job {job_id} is over"
+    again = ", and comes again after each further job of the run" if is_chain(spec) else ""
+    return f"sync job {answer.stdout.strip()} pushes to W&B what is left when job {job_id} is over{again}"
 
 
 def sync_command(spec: JobSpec, job_id: str) -> list[str]:
@@ -63,15 +66,17 @@ def sync_command(spec: JobSpec, job_id: str) -> list[str]:
     cluster = spec.cluster
     fields = {field: getattr(cluster, field) for field in SUBMISSION_VARIABLES}
     fields["partition"] = cluster.sync_partition or cluster.partition
+    log = f"{spec.log_dir}/%j_sync.out"
     return [
         "sbatch",
         "--parsable",
         # Also after a failure; a job that is requeued is not over.
         f"--dependency=afterany:{job_id}",
         f"--job-name=sync-{spec.name}",
-        f"--output={spec.log_dir}/%j_sync.out",
+        f"--output={log}",
         *(f"--{field}={value}" for field, value in fields.items() if value),
         SCRIPT,
+        *(["--behind", spec.name, log] if is_chain(spec) else []),
         *map(str, roots_of(spec)),
     ]
 

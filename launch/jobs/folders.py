@@ -78,18 +78,37 @@ class RunFolder:
 
     @cached_property
     def jobs(self) -> list[str]:
-        """The jobs of the run, the first one first: that of the submission, and those that a chain handed on to."""
-        jobs = [str(self.submission.get("job_id") or "")]
-        if "links" in self.names:
-            links = (_mapping(path) for path in (self.path / "links").glob("[!.]*.json"))
-            jobs += [
-                str(link["job_id"])
-                for link in sorted(links, key=lambda link: float(link.get("time") or 0.0))
-                if "job_id" in link
-            ]
+        """The jobs of the run, the first one first: that of the submission, and those that a chain handed on to.
+
+        Before them are those of earlier chains, of a run that was submitted again.
+        """
+        jobs = [*(str(link["job_id"]) for link in self._links if str(link["job_id"]) not in self.chain), *self.chain]
         if not self.submission or self.submission.get("state") == "submitting":
             jobs.append(str(self.owner.get("job_id") or ""))
         return list(dict.fromkeys(job for job in jobs if job))
+
+    @cached_property
+    def chain(self) -> list[str]:
+        """The job of the submission, and those that came after it, the first one first."""
+        chain = [str(job)] if (job := self.submission.get("job_id")) else []
+        for link in self._links:
+            if str(link.get("after")) in chain:
+                chain.append(str(link["job_id"]))
+        return chain
+
+    @cached_property
+    def _links(self) -> list[dict[str, Any]]:
+        """What stands in `links`, the oldest first."""
+        if "links" not in self.names:
+            return []
+        records = (_mapping(path) for path in (self.path / "links").glob("[!.]*.json"))
+        return sorted((one for one in records if "job_id" in one), key=lambda one: float(one.get("time") or 0.0))
+
+    @property
+    def root(self) -> Path:
+        """Where its jobs start: the tree as it was submitted, where that was kept, else the project."""
+        snapshot = Path(str(self.submission.get("snapshot") or ROOT))
+        return snapshot if snapshot.is_dir() else ROOT
 
     @property
     def stage(self) -> str:

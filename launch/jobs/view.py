@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from launch.jobs.logs import rank_logs
 from launch.jobs.progress import Progress, read_progress
 from launch.jobs.reasons import explain_reason
 from launch.slurm import ALIVE, JobState, SlurmSilent, states
-from tracking.words import clock, duration, many
+from tracking.words import clock, duration
 
 Word = Literal["submitting", "waits", "stuck", "runs", "ends", "done", "failed", "cancelled", "unknown"]
 
@@ -110,9 +110,12 @@ def _view(run: RunFolder, known: Mapping[str, JobState], problem: str | None, no
 
 
 def _present_job(run: RunFolder, known: Mapping[str, JobState]) -> tuple[str | None, JobState | None]:
-    """The job that stands for the run: the one that runs, else one that waits, else the last one."""
+    """The job that stands for the run: the one that runs, else one that ends or waits, else the last one.
+
+    Slurm lets the next job of a chain begin while the tasks of the one before are still being ended.
+    """
     found = [(job, state) for job in run.jobs if (state := known.get(job)) is not None and _is_of(run, state)]
-    for wanted in (ALIVE - {"PENDING"}, {"PENDING"}):
+    for wanted in (ALIVE - {"PENDING", "COMPLETING"}, {"COMPLETING"}, {"PENDING"}):
         for job, state in found:
             if state.state in wanted:
                 return job, state
@@ -199,8 +202,10 @@ def _running(job: JobState | None, progress: Progress, now: float) -> tuple[str,
 
 
 def _failed(run: RunFolder, job: JobState | None, cause: Cause | None, now: float) -> tuple[str, str]:
-    last = run.attempts[-1].get("reason") if run.attempts else None
-    if cause is not None:
+    attempt = run.attempts[-1] if run.attempts else {}
+    last = attempt.get("reason")
+    # Where nothing but the exit code is known, what was decided from earlier attempts says more.
+    if cause is not None and not (cause.kind == "exit" and attempt.get("outcome") == "end"):
         return f"failed{_when(job, now)}: {cause}", cause.fix
     why = str(last) if last else "its job is over and the run is not complete" if job else "its job is gone"
     return f"failed{_when(job, now)}: {why}", f"python -m launch.jobs logs {run.name}"
@@ -224,14 +229,6 @@ def _ends(run: RunFolder, word: Word, job: JobState | None, progress: Progress, 
     if word == "runs" and progress.seconds_left is not None and progress.logged is not None:
         return max(now, progress.logged + progress.seconds_left)
     return job.end if job is not None and word in ("failed", "cancelled") else None
-
-
-def summary(views: Iterable[RunView]) -> str:
-    """`3 runs: 1 runs, 2 done`."""
-    counts: dict[str, int] = {}
-    for view in views:
-        counts[view.word] = counts.get(view.word, 0) + 1
-    return f"{many(sum(counts.values()), 'run')}: " + ", ".join(f"{count} {word}" for word, count in counts.items())
 
 
 def as_plain(view: RunView) -> dict[str, object]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gilbreth_phase0.attempt import Outcome, claim_requeue, decide, keep, read_attempts
+from gilbreth_phase0.attempt import Outcome, begin, claim_requeue, decide, keep, read_attempts
 from tracking.files import write_json
 from tracking.ownership import AttemptKey, Owner
 
@@ -100,3 +100,38 @@ def test_planned_stops_without_progress_end_too(tmp_path: Path):
     assert [claim_requeue(tmp_path, AttemptKey("7", restart)) for restart in range(3)] == [True, True, False]
     record = decide(tmp_path, 1, AttemptKey("7", 2), 50, cancelled=False)
     assert (record.outcome, record.reason) == (Outcome.END, "2 attempts in a row made no progress from step 100")
+
+
+def test_attempts_that_left_no_record_are_bounded(tmp_path: Path):
+    """GIVEN jobs of a chain that are killed with their batch scripts THEN the bound holds, progress or not."""
+    for job in (7, 8):
+        assert begin(tmp_path, AttemptKey(str(job), 0), 2) is None
+        checkpoint(tmp_path, 100 * job)
+    ended = begin(tmp_path, AttemptKey("9", 0), 2)
+    assert ended is not None
+    assert ended.reason == "2 attempts have been made, 2 are allowed"
+    first = read_attempts(tmp_path)[0]
+    assert (first.key, first.outcome) == ("7-000", Outcome.REQUEUE)
+    assert first.reason == "attempt 7-000 was cut off, newest checkpoint at step 700"
+
+
+def test_a_cut_off_attempt_among_others_goes_on(tmp_path: Path):
+    assert begin(tmp_path, AttemptKey("7", 0), 50) is None
+    assert begin(tmp_path, AttemptKey("8", 0), 50) is None
+    checkpoint(tmp_path, 100)
+    assert decide(tmp_path, 0, AttemptKey("8", 0), 50, cancelled=False).outcome is Outcome.REQUEUE
+    # The same attempt, asked again by a batch script that was interrupted, is not one before it.
+    assert begin(tmp_path, AttemptKey("8", 0), 50) is None
+
+
+def test_a_job_behind_one_that_has_ended_the_run_does_not_begin(tmp_path: Path):
+    """GIVEN a job that decided at its time limit, too late to cancel the next one THEN that one ends by itself."""
+    (tmp_path / "links").mkdir()
+    write_json(tmp_path / "links" / "8.json", {"job_id": "8", "after": "7", "time": 1})
+    assert begin(tmp_path, AttemptKey("7", 0), 1) is None
+    assert after(tmp_path, 0, max_attempts=1) is Outcome.END
+    ended = begin(tmp_path, AttemptKey("8", 0), 1)
+    assert ended is not None
+    assert ended.reason == "1 attempts have been made, 1 are allowed"
+    # Who takes the run up by hand submits a job that comes after none.
+    assert begin(tmp_path, AttemptKey("9", 0), 1) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import subprocess
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from launch.config import ROOT, Cluster, resolve
 from launch.lab import Lab
 from launch.spec import JobSpec, make_spec
 from launch.submission import submit
-from launch.sync_after import check_sync_after, queue_sync, sync_command, way_to_wandb
+from launch.sync_after import SCRIPT, check_sync_after, queue_sync, sync_command, way_to_wandb
 from tracking import ExperimentTracker
 from tracking.errors import UserError
 
@@ -38,6 +39,47 @@ def test_a_partition_with_internet_takes_the_place_of_the_jobs_own() -> None:
     command = sync_command(fixed_spec(cluster={"sync_partition": "transfer", "qos": None}), "12")
     assert "--partition=transfer" in command
     assert not [part for part in command if part.startswith("--qos") or part == "--partition=gpu"]
+
+
+def test_behind_a_chain_it_comes_again(tmp_path: Path) -> None:
+    """GIVEN a run whose next job waits WHEN the small job runs THEN it queues itself behind that, and pushes."""
+    spec = fixed_spec(
+        cluster={"requeue": False}, root=ROOT, run_dir=tmp_path / "it's" / "x", log_dir=tmp_path / "my logs"
+    )
+    *_, script, behind, name, log, root = sync_command(spec, "12")
+    assert (script, behind, name, log) == (SCRIPT, "--behind", spec.name, f"{tmp_path}/my logs/%j_sync.out")
+    answers = {
+        "squeue": "printf '13\\n14\\n'",
+        "sbatch": 'printf "%s\\n" "$@" >"$CALLS"; echo 15',
+        "python": 'echo "$*"',
+    }
+    for command, body in answers.items():
+        (tmp_path / command).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / command).chmod(0o755)
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "job_templates").mkdir()
+    for file in (ROOT / "job_templates").glob("*.sh"):
+        shutil.copy(file, project / "job_templates")
+    (project / ".venv" / "bin").mkdir(parents=True)
+    (project / ".venv" / "bin" / "python").symlink_to(tmp_path / "python")
+    variables = {"SLURM_SUBMIT_DIR": str(project), "SLURM_JOB_PARTITION": "cpu", "SLURM_JOB_NAME": f"sync-{name}"}
+    variables |= {
+        "SLURM_JOB_QOS": "standby",
+        "CALLS": str(tmp_path / "calls"),
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
+    command = ["bash", str(project / script), behind, name, log, root]
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "job 15 pushes again when job 13, 14 is over",
+        f"-m tracking.sync once --root={tmp_path}/it's",
+    ]
+    assert (tmp_path / "calls").read_text().splitlines() == [
+        *("--parsable", "--dependency=afterany:13:14", "--partition=cpu", f"--job-name=sync-{name}"),
+        *(f"--output={log}", "--qos=standby", str(project / script), "--behind", name, log, root),
+    ]
 
 
 @pytest.mark.parametrize(
