@@ -32,8 +32,8 @@ LONGEST_S = 90.0
 # sbatch failed, and Slurm may have the job all the same: the answer was lost, not the question.
 _LOST = re.compile(r"timed out|zero bytes|receive failure|unexpected message|connection (?:failure|reset|closed)", re.I)
 _SILENT = re.compile(r"unable to contact slurm|connection refused|connect failure|error in the slurm controller", re.I)
-# Slurm says the same sentence of every limit ("job submit limit, user's size and/or time limits"); this word tells which.
-_LIMIT = re.compile(r"\b(?:QOS|Assoc)(?:Max|Grp|Min)[A-Za-z]*Limit\b")
+# Of every limit Slurm says "job submit limit, user's size and/or time limits"; this word, on another line, tells which.
+_LIMIT = re.compile(r"\b(?:QOS|Assoc)(?:Max|Grp|Min)[A-Za-z]+\b")
 _PLAIN = (
     (
         r"(?:Max|Grp)(?:Submit)?Jobs?(?:PerUser|PerAccount)?Limit",
@@ -125,8 +125,9 @@ def refusal(log_dir: Path) -> str | None:
         if re.search(form, complaint, re.IGNORECASE):
             return f"sbatch refused the job: {reason} ({complaint})\n  next: {way}"
     if limit := _LIMIT.search(complaint):
-        less = "ask for less: --set resources.…=, or another QOS: --set cluster.qos=NAME"
-        return f"sbatch refused the job: {explain_reason(limit[0]).words} ({complaint})\n  next: {less}"
+        other = "ask for more" if "Min" in limit[0] else "ask for less"
+        way = f"{other}: --set resources.…=, or another QOS: --set cluster.qos=NAME"
+        return f"sbatch refused the job: {explain_reason(limit[0]).words} ({complaint})\n  next: {way}"
     return f"sbatch refused the job: {complaint}"
 
 

@@ -5,7 +5,8 @@ RUN_ROOT/.snapshots/DIGEST/   tracked files and untracked ones that git does not
     .git/                     a repository of its own at the same commit; its objects are the original's
     .venv runs data …         links to what git ignores in the original
 ```
-Ten submissions of one tree share one copy. Files that look like keys are in neither.
+Ten submissions of one tree share one copy, and each looks whether it is whole: scratch disks are purged by age, file by
+file. Files that look like keys are in neither.
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tracking.errors import UserError
-from tracking.files import fsync_dir
+from tracking.files import beside, fsync_dir
 from tracking.redact import redact_text
-from tracking.words import size
+from tracking.words import many, size
 
 FOLDER = ".snapshots"
 """Where copies stand in a run root."""
@@ -41,6 +44,9 @@ _MAX_DIFF = 4 * 2**20
 _MAX_COPY = 64 * 2**20
 _GIT_S = 60
 _LEFT_S = 3600.0
+_COPIED = (stat.S_IFREG, stat.S_IFLNK)
+# Without one of these, git in a copy says nothing, or something else.
+_REPOSITORY = ("HEAD", "config", "index", "objects/info/alternates", "refs")
 
 
 @dataclass(frozen=True)
@@ -107,11 +113,34 @@ def take_snapshot(tree: Tree, run_root: Path) -> Path:
         The root of the copy.
 
     Raises:
-        UserError: There is no git, the untracked files are too large, or the disk cannot be written.
+        UserError: There is no git, the untracked files are too large, or a file cannot be read or written.
     """
     root, commit = tree.root, tree.commit
     if commit is None:
         raise UserError(f"--snapshot: {root} is not in a git repository with a commit; leave it out")
+    try:
+        paths, left_out = _files(tree)
+        for note in left_out:
+            print(f"snapshot: left out {note}", flush=True)
+        target = run_root / FOLDER / _digest(root, commit, paths)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clear_left(target.parent)
+        if target.is_dir():
+            _mend(root, commit, paths, target)
+        else:
+            _copy(root, commit, paths, target)
+    except OSError as error:
+        raise UserError(f"--snapshot: cannot copy {error.filename}: {error.strerror}") from None
+    return target
+
+
+def _files(tree: Tree) -> tuple[list[str], list[str]]:
+    """What is copied, and notes on what is left out.
+
+    Raises:
+        UserError: The untracked files are too large.
+    """
+    root = tree.root
     new, left_out = _untracked(tree, None)
     large = sorted(((root / path).lstat().st_size, path) for path in new)
     if sum(count for count, _ in large) > _MAX_COPY:
@@ -119,20 +148,12 @@ def take_snapshot(tree: Tree, run_root: Path) -> Path:
             f"--snapshot: untracked files take {size(sum(count for count, _ in large))}, {large[-1][1]} alone "
             f"{size(large[-1][0])}; at most {size(_MAX_COPY)} are copied\n  next: name them in .gitignore, or move them"
         )
-    for note in left_out:
-        print(f"snapshot: left out {note}", flush=True)
     listed = _git(root, "ls-files", "-z", "--cached").split("\0")
-    tracked = [path for path in listed if path and os.path.lexists(root / path)]
-    paths = sorted({*tracked, *new})
-    target = run_root / FOLDER / _digest(root, commit, paths)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _clear_left(target.parent)
-        if not target.is_dir():
-            _copy(root, commit, paths, target)
-    except OSError as error:
-        raise UserError(f"--snapshot: cannot write {error.filename}: {error.strerror}") from None
-    return target
+    tracked = {path for path in listed if path and os.path.lexists(root / path)}
+    # A submodule is listed as a file, and is a folder.
+    others = sorted(path for path in tracked if stat.S_IFMT((root / path).lstat().st_mode) not in _COPIED)
+    left_out += [f"{path}: neither a file nor a link (a submodule?)" for path in others]
+    return sorted({*tracked, *new} - {*others}), left_out
 
 
 def _copy(root: Path, commit: str, paths: Sequence[str], target: Path) -> None:
@@ -142,7 +163,8 @@ def _copy(root: Path, commit: str, paths: Sequence[str], target: Path) -> None:
     try:
         for path in paths:
             (work / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(root / path, work / path, follow_symlinks=False)
+            # Without their times: a copy of an old file is not to be purged as one.
+            shutil.copy(root / path, work / path, follow_symlinks=False)
         _link_the_rest(root, work)
         _make_repository(root, commit, work)
         try:
@@ -155,12 +177,43 @@ def _copy(root: Path, commit: str, paths: Sequence[str], target: Path) -> None:
     fsync_dir(target.parent)
 
 
+def _mend(root: Path, commit: str, paths: Sequence[str], target: Path) -> None:
+    """Fills the holes of a copy that is used again, and makes what is left young, for the job may wait for long."""
+    holes = [path for path in paths if _kind(target / path) != _kind(root / path)]
+    for path in holes:
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        temporary = beside(target / path, "new")
+        try:
+            shutil.copy(root / path, temporary, follow_symlinks=False)
+            temporary.replace(target / path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    _link_the_rest(root, target)
+    repository = [f".git/{name}" for name in _REPOSITORY]
+    if not all((target / path).exists() for path in repository):
+        _make_repository(root, commit, target)
+    for path in (*paths, *repository):
+        with suppress(OSError):  # it may be another user's
+            os.utime(target / path, follow_symlinks=False)
+    if holes:
+        print(f"snapshot: {many(len(holes), 'file')} of {target} had gone and stand again", flush=True)
+
+
+def _kind(path: Path) -> tuple[int, int] | None:
+    """A file's type and size; None where there is none."""
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return stat.S_IFMT(status.st_mode), status.st_size
+
+
 def _link_the_rest(root: Path, work: Path) -> None:
     """Relative paths into ignored folders (`runs/NAME/bundle`, `.venv`) lead where they lead in the original."""
     listed = _git(root, "ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory", "--", ".")
     ignored = {Path(path).parts[0] for path in listed.split("\0") if path and len(Path(path).parts) == 1}
     for name in ignored:
-        if (root / name).exists() and not (work / name).exists() and not name.endswith(("_cache", "__pycache__")):
+        if (root / name).exists() and not os.path.lexists(work / name) and not name.endswith(("_cache", "__pycache__")):
             (work / name).symlink_to((root / name).resolve())
 
 

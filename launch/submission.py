@@ -11,7 +11,7 @@ from typing import Any
 
 from launch import intent as intents
 from launch import sbatch
-from launch.chain import kind_of_run
+from launch.chain import kind_of_run, queue_links
 from launch.config import Config
 from launch.intent import Intent
 from launch.orphans import Found, discard, settle
@@ -33,11 +33,13 @@ class Submitted:
         job_id: Slurm's, or the process id of the local controller.
         log: Log of its first task.
         state: Asks for its state in capitals, with Slurm's reason; None when it is gone.
+        links: What is said of the further jobs of a chain that were queued with it; None where there are none.
     """
 
     job_id: str
     log: Path
     state: Callable[[], str | None]
+    links: str | None = None
 
 
 class StoppedError(UserError):
@@ -65,7 +67,7 @@ def pick_up(config: Config, spec: JobSpec) -> tuple[JobSpec, Submitted] | None:
         is_same = found.intent.request == request or found.intent.name == spec.name
         if is_same and not found.is_settled:
             raise UserError(f"{found.line}\n  next: {found.way}; or for another run beside it: --set name=NAME")
-        print(found.line, flush=True)
+        print_found(found)
         if is_same and found.job_id is not None and twin is None:
             twin = _as_submitted(found, spec)
     return twin
@@ -96,12 +98,19 @@ def resumed(run_dir: Path, enter_lab: Callable[[], None]) -> list[str] | None:
         raise UserError(f"{run_dir.name} is being submitted now: {own[0].holder}")
     if not found.is_settled:
         raise UserError(f"{found.line}\n  next: {found.way}")
-    print(found.line, flush=True)
+    print_found(found)
     if found.job_id is not None:
         return None
     if any(REDACTED in argument for argument in found.intent.arguments):
         raise UserError("its command line held a secret, which is not kept; submit it again yourself")
     return [*found.intent.arguments, "--set", f"name={run_dir.name}"]
+
+
+def print_found(found: Found) -> None:
+    """Says what became of a submission that was left; the further jobs of a chain that is adopted are queued."""
+    print(found.line, flush=True)
+    if found.job_id is not None and (links := queue_links(found.intent.run_dir)) is not None:
+        print(links, flush=True)
 
 
 def submit(
@@ -132,7 +141,7 @@ def submit(
         write_atomic(spec.run_dir / "config.yaml", config.dump(spec.name))
         if diff is not None:
             write_atomic(spec.run_dir / _DIFF, diff.encode("utf-8", "surrogateescape"))
-        return _hand_over(spec, intent, record)
+        submitted = _hand_over(spec, intent, record)
     except sbatch.UnansweredError as error:
         intents.let_go(intent)
         raise SystemExit(
@@ -158,6 +167,7 @@ def submit(
             ) from None
         discard(intent)
         raise UserError(f"cannot write {error.filename}: {error.strerror}; nothing was submitted") from None
+    return replace(submitted, links=queue_links(spec.run_dir)) if spec.resources.links > 1 else submitted
 
 
 def _record(config: Config, spec: JobSpec, intent: Intent, tree: Tree, diff: str | None) -> dict[str, Any]:

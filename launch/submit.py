@@ -107,7 +107,7 @@ def run(
     name = cluster or default_cluster()
     asked = asked or ask_ahead(name)
     # pydantic and Jinja2 are not needed to answer --help.
-    from launch.chain import plan, queue_links
+    from launch.chain import plan
     from launch.config import resolve
     from launch.models import held_model
     from launch.preflight import check, report_findings
@@ -138,8 +138,8 @@ def run(
     report(spec, submitted)
     if (jobs := plan(config, spec)) is not None and spec.cluster.executor == "slurm":
         print(f"plan {jobs.sentence(spec)}", flush=True)
-    if earlier is None and (links := queue_links(spec)) is not None:
-        print(links, flush=True)
+    if submitted.links is not None:
+        print(submitted.links, flush=True)
     if sync_after:
         print(queue_sync(spec, submitted.job_id), flush=True)
     elif way := way_to_wandb(spec):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -20,7 +21,15 @@ TOTAL = 6000
 """Steps that these runs were asked for."""
 
 
-def make_run(root: Path, name: str, job_id: str | None = "12", *, rows: int = 0, cluster: str = "lab") -> Path:
+def make_run(
+    root: Path,
+    name: str,
+    job_id: str | None = "12",
+    *,
+    rows: int = 0,
+    cluster: str = "lab",
+    asked: Sequence[str] = (),
+) -> Path:
     """A run that was submitted.
 
     Args:
@@ -29,8 +38,9 @@ def make_run(root: Path, name: str, job_id: str | None = "12", *, rows: int = 0,
         job_id: Its job; None is a submission that was interrupted.
         rows: How many rows its first job has logged, one a step.
         cluster: The profile.
+        asked: Settings beside.
     """
-    settings = [f"name={name}", f"cluster.run_root={root}", f"smoke.steps={TOTAL}", "resources.time=60"]
+    settings = [f"name={name}", f"cluster.run_root={root}", f"smoke.steps={TOTAL}", "resources.time=60", *asked]
     config = resolve("smoke", cluster, settings)
     spec = make_spec(config, datetime.now())
     spec.run_dir.mkdir(parents=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from launch.config import Cluster, Resources
+import launch.spec
+from launch.config import Cluster, Config, Resources, resolve
 from launch.spec import JobSpec
 
 PROGRAMS = Path(__file__).parent / "launch" / "programs"
@@ -31,3 +34,13 @@ def make_spec(**changes: Any) -> JobSpec:
     values["cluster"] = Cluster(**{**cluster, **changes.get("cluster", {})})
     values["resources"] = Resources(**{**resources, **changes.get("resources", {})})
     return JobSpec(**values)
+
+
+def probe_job(folder: Path, cluster: str = "local", *settings: str, **changes: Any) -> tuple[Config, JobSpec]:
+    """The probe as a job of a stage, with its configuration; its folders are all below one."""
+    config = resolve(
+        "smoke", cluster, [f"cluster.run_root={folder}/runs", "cluster.node_local=[]", "resources.time=2", *settings]
+    )
+    spec = launch.spec.make_spec(config, datetime.now())
+    values = {"module": "probe", "argv": ("go",), "environment": {"PYTHONPATH": str(PROGRAMS)}}
+    return config, dataclasses.replace(spec, **{**values, "log_dir": folder / "logs" / spec.name, **changes})

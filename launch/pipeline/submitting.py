@@ -25,7 +25,7 @@ from launch.preflight.rules import FOLDER_TAKEN
 from launch.render import batch_script, waiting_options
 from launch.slurm import ALIVE, run_slurm, states
 from launch.spec import JobSpec
-from launch.submission import StoppedError, submit
+from launch.submission import StoppedError, print_found, submit
 from launch.submit import reaches_slurm
 from tracking.errors import UserError
 from tracking.files import read_json, write_atomic
@@ -92,9 +92,9 @@ def mend(run_root: Path, record: Record) -> None:
         return
     runs = {step.run for step in record.steps.values()}
     for found in orphans.settle(run_root, record.cluster):
-        print(found.line, flush=True)
+        print_found(found)
         if found.intent.name in runs and not found.is_settled:
-            raise UserError("nobody can tell yet what Slurm has of it\n  next: the same command again in a while")
+            raise UserError(f"nobody can tell yet what Slurm has of it\n  next: {found.way}")
     steps = {one.stage: one for one in steps_of(record)}
     for stage, step in record.steps.items():
         step.job_id = _job_of(run_root / step.run) or step.job_id
@@ -158,7 +158,11 @@ def submit_all(pipeline: Pipeline) -> None:
                 _submit_stage(pipeline, step, decision, own, previous)
             previous = _submit_gate(pipeline, step, decision, own, previous)
         except StoppedError:
-            raise
+            raise StoppedError(
+                f"interrupted: {step.stage} was not submitted; what was queued before it stays\n"
+                f"  next: python -m launch.pipeline run --resume {record.name}\n"
+                f"        python -m launch.pipeline cancel {record.name}"
+            ) from None
         except UserError as error:
             raise UserError(
                 f"{step.stage}: {error}\n  what was queued before stays; to go on: "
@@ -177,12 +181,15 @@ def _submit_stage(pipeline: Pipeline, step: Step, decision: Decision, own: StepR
         arguments = ["--stage", step.stage, "--cluster", record.cluster]
         arguments += [part for setting in step.settings for part in ("--set", setting)]
         with held_model(step.config, spec) as spec_of_now:
-            own.job_id = submit(step.config, spec_of_now, arguments=arguments).job_id
+            submitted = submit(step.config, spec_of_now, arguments=arguments)
+        own.job_id, links = submitted.job_id, submitted.links
     else:
-        own.job_id = _again(step.config, spec)
+        own.job_id, links = _again(step.config, spec), None
     records.write(pipeline.run_root, record)
     where = f", behind gate {previous}" if previous is not None else ""
     print(f"{step.stage:<8} job {own.job_id}{where}: {spec.name}", flush=True)
+    if links is not None:
+        print(f"{'':<8} {links}", flush=True)
 
 
 def _again(config: Config, spec: JobSpec) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ def bundle_of(config: Config, spec: JobSpec) -> Path | None:
     if given in spec.promised:
         return None
     if given is None or (folder := folder_of(given, spec.root)) is not None:
-        return folder if given is not None and folder is not None and folder.is_dir() else None
+        is_there = given is not None and folder is not None and os.access(folder, os.X_OK) and folder.is_dir()
+        return folder if is_there else None
     try:
         return find_policy(given, spec, pull=False).path
     except UserError:
@@ -81,7 +83,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _missing_datasets(config: Config, spec: JobSpec) -> Iterator[Finding]:
     for folder in datasets_of(config, spec):
-        if not (folder / "meta" / "info.json").is_file() and str(folder) not in spec.promised:
+        if not os.access(folder / "meta" / "info.json", os.R_OK) and str(folder) not in spec.promised:
             name = folder.name
             yield rules.DATASET_MISSING(
                 f"dataset {name!r} is not in {folder.parent} (no {name}/meta/info.json)",
@@ -105,7 +107,7 @@ def _missing_policy(config: Config, spec: JobSpec) -> Iterator[Finding]:
     if given in spec.promised:
         return
     if (folder := folder_of(given, spec.root)) is not None:
-        if not (folder / "config.json").is_file():
+        if not os.access(folder / "config.json", os.R_OK):
             yield rules.POLICY_MISSING(
                 f"{key}={given!r}: {folder} has no config.json, so no policy",
                 f"a bc run leaves one in runs/NAME/bundle: --set {key}=runs/NAME/bundle",

@@ -196,6 +196,7 @@ def test_a_file_that_is_not_whole_hides_no_run(
     ("arguments", "message"),
     [
         (["list", "--root=/nowhere"], "--root /nowhere: there is no such folder"),
+        (["list", f"--root=/{'x' * 256}"], "there is no such folder, or you may not list it"),
         (["list", "--cluster=labb"], "unknown cluster 'labb'. Did you mean 'lab'?"),
         (["status", "nobody"], "unknown run 'nobody'"),
         (["logs", "mine", "--rank=-1"], "'-1' is not a whole number"),
@@ -209,7 +210,11 @@ def test_bad_input_is_refused(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finish(make_run(tmp_path, "mine"))
-    root = [] if "--root=/nowhere" in arguments or "--cluster=labb" in arguments else [f"--root={tmp_path}"]
+    root = (
+        []
+        if any(one.startswith("--root=/") for one in arguments) or "--cluster=labb" in arguments
+        else [f"--root={tmp_path}"]
+    )
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as ended:
         main([*arguments, *root])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import sbatch
 from launch.config import ROOT, resolve
 from launch.jobs.__main__ import main
 from launch.jobs.folders import find_runs
@@ -160,7 +162,7 @@ def test_a_dependency_that_can_never_hold(root: Path, queue: Submit) -> None:
 
 
 def test_a_run_whose_job_slurm_has_forgotten_gets_one_new_job(
-    root: Path, queue: Submit, capsys: pytest.CaptureFixture[str]
+    root: Path, queue: Submit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """GIVEN a job that nobody remembers WHEN the run is taken up, by two commands at once, THEN one job goes on."""
     spec, _ = queue("forgotten", "fails", "killed")
@@ -192,8 +194,30 @@ def test_a_run_whose_job_slurm_has_forgotten_gets_one_new_job(
     wait_for(root, "forgotten", "cancelled")
     write_json(spec.run_dir / "submission.json", {**new, "job_id": "777777"})
     (latest,) = (spec.run_dir / "requeues").glob("*.json")
-    assert json.loads(latest.read_text())["after"] == "777777"
+    fields = read_json(latest)
+    assert fields.pop("job_id") == new["job_id"]
+    write_json(latest, fields)
     capsys.readouterr()
     assert main(["requeue", "forgotten", f"--root={root}"]) == 0
-    assert f"submitted again as job {new['job_id']} by a command that was interrupted" in capsys.readouterr().out
+    assert f"submitted again as job {new['job_id']} by another command" in capsys.readouterr().out
     assert read_json(spec.run_dir / "submission.json")["job_id"] == new["job_id"]
+
+    # One whose answer is lost has its job all the same: Slurm is asked for its key.
+    forgotten = {**new, "job_id": "777778", "earlier_jobs": ["777777", new["job_id"]]}
+    write_json(spec.run_dir / "submission.json", forgotten)
+    (root.parent / "bin").mkdir()
+    lost = root.parent / "bin" / "sbatch"
+    lost.write_text(f'#!/bin/bash\n{shutil.which("sbatch")} "$@" >/dev/null\nsleep 60\n')
+    lost.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{lost.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(sbatch, "LONGEST_S", 3.0)
+    with pytest.raises(SystemExit, match="1"):
+        main(["requeue", "forgotten", f"--root={root}"])
+    capsys.readouterr()
+    assert main(["requeue", "forgotten", f"--root={root}"]) == 0
+    number = read_json(spec.run_dir / "submission.json")["job_id"]
+    assert f"submitted again as job {number} by another command" in capsys.readouterr().out
+    listed = slurm("squeue", "-h", "-t", "all", "--name=forgotten", "-o", "%i").split()
+    assert len(set(listed)) == 3
+    assert number == max(listed, key=int)
+    wait_for(root, "forgotten", "failed", 120)

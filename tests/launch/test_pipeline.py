@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,10 +27,11 @@ from launch.pipeline.gates import GateView, look_at_gate, new_gate, script
 from launch.pipeline.handoff import ROLES
 from launch.pipeline.plan import Step, read_conditions
 from launch.pipeline.record import Record, StepRecord
-from launch.pipeline.submitting import mend, steps_of
+from launch.pipeline.submitting import Pipeline, mend, steps_of, submit_all
 from launch.pipeline.tables import status
 from launch.preflight import findings
 from launch.slurm import JobState
+from launch.submission import StoppedError
 from tracking.errors import UserError
 from tracking.files import read_json, write_atomic, write_json
 from tracking.sync.scan import find
@@ -287,3 +290,23 @@ def test_a_command_that_was_killed_leaves_its_jobs_to_the_next(tmp_path: Path) -
     (tmp_path / "gate" / "sbatch.out").unlink()
     mend(tmp_path / "runs", record)
     assert record.steps["collect"].gate is None
+
+
+def test_ctrl_c_in_the_middle_says_what_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GIVEN stages that are queued already THEN what was not submitted is named, and the command that goes on."""
+
+    def press(path: Path, content: str) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("launch.submission.write_atomic", press)
+    record = make(tmp_path)
+    steps = steps_of(record)
+    seen = [Seen(step.stage, None, None, GateView("none")) for step in steps]
+    with pytest.raises(StoppedError) as error:
+        submit_all(Pipeline(tmp_path / "runs", record, steps, decide(steps, seen), seen))
+    assert str(error.value).splitlines() == [
+        "interrupted: collect was not submitted; what was queued before it stays",
+        "  next: python -m launch.pipeline run --resume mine",
+        "        python -m launch.pipeline cancel mine",
+    ]
+    assert not steps[0].spec.run_dir.exists()

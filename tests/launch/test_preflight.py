@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.config import Config, Inputs, resolve
+from launch.config import ROOT, Config, Inputs, resolve
 from launch.preflight import check, facts, findings, rules
 from launch.preflight.disk import weights_in
 from launch.preflight.finding import Finding, as_text
@@ -63,6 +66,14 @@ def bundle(root: Path, **shapes: list[int]) -> Path:
     inputs = {key: {"shape": value} for key, value in {**SHAPES, **shapes}.items() if key != "action"}
     write_json(folder / "config.json", {"type": "act", "input_features": inputs, "output_features": outputs})
     return folder
+
+
+def without_its_rights(*command: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command that permissions bind, also where the tests run as root."""
+    bound = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.getuid() == 0 else []
+    if bound and (not shutil.which("setpriv") or subprocess.run([*bound, "true"], check=False).returncode):
+        pytest.skip("root cannot give up its rights here")
+    return subprocess.run([*bound, *command], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -295,3 +306,22 @@ def test_a_finding_keeps_to_the_width_and_leaves_commands_whole(world: Path) -> 
     for part in ("\n        why  ", "\n        fix  ", "--set collect.repo_id=lfit"):
         assert part in text
     assert len(as_text(found(world, "bc", "bc.repo_ids=lfit")[0]).splitlines()) == 3, "unbroken where no one reads it"
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "said"),
+    [
+        ("bc", ["cluster.run_root=?/runs"], "cluster.run_root '?/runs' cannot be written (?)"),
+        ("bc", ["cluster.run_root=?", "cluster.data_root=?", "name=x"], "dataset 'lift' is not in ?"),
+        ("eval", ["cluster.store_root=?/store", "eval.policy=?/b"], "cluster.store_root '?/store' cannot be written"),
+    ],
+)
+def test_a_folder_that_may_not_be_entered(stage: str, settings: list[str], said: str, world: Path) -> None:
+    """GIVEN the folder of a colleague, which is closed, THEN that is found as any other that cannot be written."""
+    folder = world / "colleague"
+    folder.mkdir(mode=0)
+    given = [part for setting in settings for part in ("--set", setting.replace("?", str(folder)))]
+    command = [sys.executable, "-m", "launch.submit", "--cluster", "site", "--stage", stage, "--dry-run", *given]
+    found = without_its_rights(*command)
+    assert said.replace("?", str(folder)) in " ".join(found.stderr.split())
+    assert "Traceback" not in found.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 from datetime import datetime
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import snapshot
 from launch.config import ROOT, resolve
 from launch.snapshot import FOLDER, code_diff, take_snapshot, tree_of
 from launch.spec import make_spec
@@ -27,6 +29,16 @@ KEY = "hf_" + "x" * 30
 def git(folder: Path, *arguments: str) -> str:
     command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
     return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def files(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Everything but git's own, with its mode and content."""
+    found = [path for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
+    names = {str(path.relative_to(folder)): path for path in found if ".git" not in path.parts}
+    return {
+        name: (path.lstat().st_mode, os.fsencode(path.readlink()) if path.is_symlink() else path.read_bytes())
+        for name, path in names.items()
+    }
 
 
 def made(folder: Path) -> Path:
@@ -75,6 +87,54 @@ def test_one_tree_has_one_copy(tmp_path: Path) -> None:
     copies.add(take_snapshot(tree_of(root), tmp_path / "runs"))
     assert len(copies) == 2
     assert set((tmp_path / "runs" / FOLDER).iterdir()) == copies
+
+
+def test_a_copy_with_holes_is_filled_before_it_is_used_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GIVEN a copy that a scratch disk has purged by age WHEN the tree is submitted again THEN it is whole."""
+    root = made(tmp_path / "tree")
+    os.utime(root / "run.sh", (1, 1))
+    copy = take_snapshot(tree_of(root), tmp_path / "runs")
+    assert (copy / "run.sh").stat().st_mtime > 1
+    listing, facts = files(copy), git_facts(copy)
+    for path in ("code.py", "link", "logs/.gitkeep", ".git/HEAD", ".git/objects/info/alternates", "runs"):
+        (copy / path).unlink()
+    (copy / "logs").rmdir()
+    (copy / "it's new.py").write_text("")
+    os.utime(copy / "run.sh", (1, 1))
+    assert take_snapshot(tree_of(root), tmp_path / "runs") == copy
+    assert capsys.readouterr().out == f"snapshot: 4 files of {copy} had gone and stand again\n"
+    assert (files(copy), git_facts(copy), git_diff(copy)) == (listing, facts, git_diff(root))
+    assert (copy / "run.sh").stat().st_mtime > 1
+    assert take_snapshot(tree_of(root), tmp_path / "runs") == copy
+    assert capsys.readouterr().out == ""
+
+
+def test_what_is_no_file_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """GIVEN a submodule, which git lists as a file, THEN the copy is made without it, and that is said."""
+    root, other = made(tmp_path / "tree"), made(tmp_path / "other")
+    git(root, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(other), "sub")
+    copy = take_snapshot(tree_of(root), tmp_path / "runs")
+    assert "snapshot: left out sub: neither a file nor a link (a submodule?)\n" in capsys.readouterr().out
+    assert not (copy / "sub").exists()
+    assert (copy / "code.py").read_text() == "new = 2\n"
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GIVEN a file that goes away while the tree is read THEN it is named, and nothing is left."""
+    root = made(tmp_path / "tree")
+    listed = snapshot._files
+
+    def then_one_goes(tree: snapshot.Tree) -> tuple[list[str], list[str]]:
+        found = listed(tree)
+        (root / "run.sh").unlink()
+        return found
+
+    monkeypatch.setattr(snapshot, "_files", then_one_goes)
+    with pytest.raises(UserError, match=r"--snapshot: cannot copy .*run.sh: No such file or directory"):
+        take_snapshot(tree_of(root), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_files_with_secrets_are_in_neither(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,6 +49,10 @@ def test_two_runs_of_one_second_have_two_names(tmp_path: Path) -> None:
     assert spec_of(root=tmp_path).name == "act_bc_lift_20250102_030407_nogit"
 
 
+def test_a_run_root_that_cannot_be_looked_into_is_left_to_preflight(tmp_path: Path) -> None:
+    assert spec_of(f"cluster.run_root={tmp_path / ('x' * 256)}", root=tmp_path).name.startswith("act_bc_lift_20250102_")
+
+
 def test_the_commit_is_part_of_the_name_and_of_the_record(tmp_path: Path) -> None:
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):

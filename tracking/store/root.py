@@ -52,8 +52,8 @@ class Store:
 
     @property
     def exists(self) -> bool:
-        """Whether anything can have been published here."""
-        return (self.root / _MARK).is_file()
+        """Whether anything can have been published here that this user may look at."""
+        return os.access(self.root / _MARK, os.R_OK)
 
     @property
     def identity(self) -> str:
