@@ -101,9 +101,13 @@ class Way:
         if self._saver.is_under_way:
             self._finish()
         seconds = time.monotonic() - start
-        self._stop.settle()
         self._job.on_main(lambda: shutil.rmtree(self._job.run_dir / "checkpoints", ignore_errors=True))
         return seconds
+
+    def close(self) -> None:
+        """Leaves the other rank."""
+        self._stop.disconnect()
+        self._job.close()
 
     def _finish(self) -> None:
         self.held.append(self._saver.finish().held_seconds)
@@ -122,7 +126,7 @@ def measure(rank: int, folder: Path, million: int, saves: int, steps: int) -> No
             found["held"] += way.held
     if rank == 0:
         (folder / "seen.json").write_text(json.dumps(seen))
-    job.close()
+    way.close()
 
 
 def main(

@@ -123,11 +123,14 @@ class Job:
     def close(self) -> None:
         """Leaves the other ranks; every rank must call it, and nothing collective may follow.
 
-        What torch.distributed still has under way when Python ends aborts the process, and hides its exit code.
+        What torch.distributed still has under way when Python ends aborts the process, and hides its exit code. That
+        may also be a thread of a group that only lets go of the last call's tensors: it ends with the group, and the
+        group with the last reference to it.
         """
         import torch.distributed as dist
 
-        self.stop.settle()
+        self.stop.disconnect()
+        object.__setattr__(self, "control", None)
         dist.destroy_process_group()
 
     def gathered(self, value: Any) -> list[Any]:

@@ -183,11 +183,11 @@ class StopProtocol:
         self.save_seconds = max(self.save_seconds, seconds) if self._measured else seconds
         self._measured = True
 
-    def settle(self) -> None:
-        """Waits for the reduction that is still under way, on every rank; none may be when the process ends."""
+    def disconnect(self) -> None:
+        """Leaves the ranks, on every rank, after the reduction that is still under way."""
         if self._under_way is not None and self._under_way[0] is not None:
             self._under_way[0].wait()
-        self._under_way = None
+        self._under_way = self._group = None
 
     def restart_clock(self) -> None:
         """Leaves what happened since the last boundary (a save, an evaluation) out of the step time."""
