@@ -13,6 +13,10 @@ from gilbreth_phase0.trials import Stopped, TrialError, Try, with_all_ranks
 from tracking.errors import UserError
 
 
+def count_threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
 def main(folder: Path) -> None:
     job = Job.start(folder / "job", "cpu")
     broken = folder / "broken"
@@ -41,9 +45,9 @@ def main(folder: Path) -> None:
     except Stopped as stopped:
         seen.append(stopped.stop.name)
     (folder / f"{job.ranks.rank}.json").write_text(json.dumps(seen))
-    threads = len(os.listdir("/proc/self/task"))
+    threads = count_threads()
     job.close()
-    assert len(os.listdir("/proc/self/task")) < threads, "one that outlives its group may abort the end of Python"
+    assert count_threads() < threads, "one that outlives its group may abort the end of Python"
 
 
 if __name__ == "__main__":
