@@ -103,7 +103,15 @@ def _cancel(arguments: argparse.Namespace, roots: list[Path]) -> int:
 def _requeue(arguments: argparse.Namespace, roots: list[Path]) -> int:
     from launch.jobs.actions import requeue
 
-    print(requeue(_one(roots, arguments.name)))
+    run = _one(roots, arguments.name)
+    try:
+        print(requeue(run))
+    except KeyboardInterrupt:
+        print(
+            "interrupted: Slurm may have the job\n  next: the same command again, which takes up a job that is there",
+            file=sys.stderr,
+        )
+        return 130
     return 0
 
 

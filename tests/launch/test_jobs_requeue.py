@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from launch import orphans, sbatch
+from launch.jobs import actions
 from launch.jobs.__main__ import main
 from launch.jobs.actions import submit_again
 from launch.jobs.folders import find_runs
@@ -185,3 +186,14 @@ def test_a_run_folder_that_takes_nothing(run: Path, slurm: Slurm) -> None:
     (run / "requeues").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot write .*requeues"):
         again(run)
+
+
+def test_ctrl_c_is_answered_with_the_command(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(actions, "requeue", interrupted)
+    assert main(["requeue", run.name, "--root", str(run.parent)]) == 130
+    assert capsys.readouterr().err.startswith("interrupted: Slurm may have the job\n  next: the same command again")
