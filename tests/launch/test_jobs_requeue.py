@@ -196,4 +196,4 @@ def test_ctrl_c_is_answered_with_the_command(
 
     monkeypatch.setattr(actions, "requeue", interrupted)
     assert main(["requeue", run.name, "--root", str(run.parent)]) == 130
-    assert capsys.readouterr().err.startswith("interrupted: Slurm may have the job\n  next: the same command again")
+    assert "interrupted: Slurm may have the job\n  next: the same command again" in capsys.readouterr().err
