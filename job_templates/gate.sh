@@ -11,6 +11,7 @@ wait_for_run() {
   if [ -z "$jobs" ] || [ -e "$run/done.json" ]; then return 0; fi
   jobs=${jobs//$'\n'/:}
   queue_again "$folder" "afterany:$jobs" || fail "this node may not submit the gate that goes on behind job $jobs"
+  # shellcheck disable=SC2154 # queue_again of chain.sh sets it
   follow_gate "$gilbreth_queued" || fail "Slurm does not let jobs wait for gate $gilbreth_queued instead of this one"
   echo "handed on to gate $gilbreth_queued: jobs of the run are left ($jobs)"
   exit 0
