@@ -17,6 +17,7 @@ readonly system_packages=(
     libegl1:lib:libEGL.so            # … and with this one where there is
     libgl1:lib:libGL.so.1            # opencv
     chromium:chromium                # the tests look at the report's page in it
+    xvfb:Xvfb                        # … and press a person's keys on it
 )
 
 python=${PYTHON:-$(command -v python3.11 || command -v python3 || true)}

@@ -15,19 +15,19 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from gilbreth_phase0.arguments import StageArguments, command
-from gilbreth_phase0.datasets import add_episode, create_dataset, is_dataset
+from gilbreth_phase0.datasets import add_episode, create_dataset, is_dataset, publish_dataset
 from gilbreth_phase0.demonstrations import Demonstration, Demonstrator
-from gilbreth_phase0.environments import EnvironmentArguments, Task
+from gilbreth_phase0.environments import START_RANGE, EnvironmentArguments, Task, check_start_range
 from gilbreth_phase0.progress import progress
 from gilbreth_phase0.ranks import Ranks
 from gilbreth_phase0.run_folder import make_run_folder, write_done
 from gilbreth_phase0.statistics import wilson_interval
 from gilbreth_phase0.workers import ordered_map
 from tracking.errors import UserError
-from tracking.files import fsync_dir, fsync_file, read_json, write_json
+from tracking.files import read_json, write_json
 
 COLLECT_FILE = "collect.json"
 
@@ -46,15 +46,34 @@ class Arguments(StageArguments):
     episodes: int = Field(30, ge=1, description="successful demonstrations to record")
     seed: int = Field(0, ge=0, description="seed of the first episode tried; the next ones follow")
     task: Task = Field("Lift", description="robosuite task")
-    start_range: float = Field(
-        0.03, gt=0, le=0.25, description="the cube starts within ± this of the table's centre, m"
+    start_range: float | None = Field(
+        None, gt=0, le=0.25, description="cubes start within ± this of the table's centre, m; Lift 0.03, Stack 0.08"
     )
     horizon: int = Field(200, gt=0, description="steps after which a try has failed")
     action_noise: float = Field(
         0.0, ge=0, le=1, description="standard deviation of noise on executed actions; the clean action is recorded"
     )
+    perturbation: float = Field(
+        0.0, ge=0, le=1, description="the same, but as part of the task: policies are evaluated under it too"
+    )
     num_workers: int = Field(1, ge=1, description="processes that simulate; the dataset is the same with any number")
     run_dir: Path | None = Field(None, description="run folder to write done.json to")
+
+    @field_validator("start_range")
+    @classmethod
+    def _has_room(cls, start_range: float | None, info: ValidationInfo) -> float | None:
+        if start_range is None or "task" not in info.data:
+            return start_range
+        return check_start_range(info.data["task"], start_range)
+
+    def environment(self) -> EnvironmentArguments:
+        """What is demonstrated in."""
+        return EnvironmentArguments(
+            task=self.task,
+            start_range=START_RANGE[self.task] if self.start_range is None else self.start_range,
+            horizon=self.horizon,
+            action_noise=self.perturbation,
+        )
 
 
 def main(arguments: Arguments) -> None:
@@ -63,9 +82,7 @@ def main(arguments: Arguments) -> None:
         return
     if arguments.run_dir is not None:
         make_run_folder(arguments.run_dir)
-    environment = EnvironmentArguments(
-        task=arguments.task, start_range=arguments.start_range, horizon=arguments.horizon
-    )
+    environment = arguments.environment()
     final = arguments.root / arguments.repo_id
     asked = {
         "episodes": arguments.episodes,
@@ -94,7 +111,10 @@ def stands(final: Path, asked: dict[str, Any]) -> bool:
         raise UserError(
             f"{final} exists and is not a dataset of this program. Choose another --repo-id, or move it away"
         )
-    differences = _differences(record["arguments"], asked)
+    # A dataset of before knows nothing of an argument that came later, and has its default.
+    defaults = {"action_noise": 0.0}
+    there = record["arguments"]
+    differences = _differences({**there, "environment": defaults | there["environment"]}, asked)
     if differences:
         raise UserError(
             f"{final} was collected with other arguments:\n  "
@@ -143,7 +163,7 @@ def collect(arguments: Arguments, environment: EnvironmentArguments, asked: dict
             dataset.finalize()
         record = {"arguments": asked, "frames": frames, "seeds": kept, "failed_seeds": failed}
         write_json(partial_root / "meta" / COLLECT_FILE, record)
-        _publish(partial_root, final)
+        publish_dataset(partial_root, final)
     finally:
         shutil.rmtree(partial_root, ignore_errors=True)
     tried = len(kept) + len(failed)
@@ -202,24 +222,6 @@ def _clear_place(final: Path) -> Path:
             f"cannot write to {final.parent}: {error.strerror}. Give a --root that you may write to"
         ) from error
     return final.parent / own
-
-
-def _publish(folder: Path, final: Path) -> None:
-    """Makes a dataset durable and gives it its name.
-
-    Raises:
-        UserError: Somebody else has made a dataset of this name meanwhile.
-    """
-    for path in folder.rglob("*"):
-        fsync_dir(path) if path.is_dir() else fsync_file(path)
-    fsync_dir(folder)
-    try:
-        folder.rename(final)
-    except OSError as error:
-        raise UserError(
-            f"{final} was made by somebody else meanwhile ({error.strerror}); run again to compare"
-        ) from error
-    fsync_dir(final.parent)
 
 
 app = command(Arguments, main)

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gilbreth_phase0.environments import EnvironmentArguments, Observation, RobosuiteEnv, Vector
+from gilbreth_phase0.environments import ARM, EnvironmentArguments, Observation, RobosuiteEnv, Vector
 from gilbreth_phase0.experts import EXPERTS
 from gilbreth_phase0.rollout import Episode, run_episode
-
-_GRIPPER = 6
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Demonstrator:
             observations.append(observation)
             actions.append(self._expert.action(observation))
             executed = actions[-1].copy()
-            executed[:_GRIPPER] += self._noise * noise.standard_normal(_GRIPPER)
+            executed[ARM] += self._noise * noise.standard_normal(len(executed[ARM]))
             return np.clip(executed, -1.0, 1.0)
 
         episode = run_episode(self._env, act, seed)

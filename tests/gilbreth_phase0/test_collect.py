@@ -77,14 +77,30 @@ def test_an_expert_that_seldom_succeeds_ends_it() -> None:
 
 
 def test_what_stands_already_is_compared(tmp_path: Path) -> None:
-    asked = {"episodes": 3, "environment": {"horizon": 200}}
+    asked = {"episodes": 3, "environment": {"horizon": 200, "action_noise": 0.0}}
     assert not collect.stands(tmp_path / "lift", asked)
     final = folder_of(tmp_path, asked)
     assert collect.stands(final, asked)
     with pytest.raises(UserError) as refused:
-        collect.stands(final, {"episodes": 3, "environment": {"horizon": 100}})
+        collect.stands(final, {"episodes": 3, "environment": {"horizon": 100, "action_noise": 0.0}})
     assert "environment.horizon: 200 there, 100 asked for" in str(refused.value)
     assert "episodes" not in str(refused.value)
+
+
+def test_a_dataset_of_before_there_were_perturbations_is_as_good(tmp_path: Path) -> None:
+    asked = {"episodes": 3, "environment": {"horizon": 200, "action_noise": 0.0}}
+    final = folder_of(tmp_path, {"episodes": 3, "environment": {"horizon": 200}})
+    assert collect.stands(final, asked)
+    with pytest.raises(UserError, match=r"environment\.action_noise: 0\.0 there, 0\.1 asked for"):
+        collect.stands(final, {"episodes": 3, "environment": {"horizon": 200, "action_noise": 0.1}})
+
+
+def test_the_start_range_is_the_tasks_or_refused_by_flag() -> None:
+    assert Arguments().environment() == EnvironmentArguments()
+    stack = Arguments(task="Stack", perturbation=0.1).environment()
+    assert (stack.start_range, stack.action_noise) == (0.08, 0.1)
+    with pytest.raises(UserError, match=r"--start-range 0.03: .*Stack need at least 0\.05"):
+        parse(Arguments, {"task": "Stack", "start_range": 0.03})
 
 
 def test_a_foreign_folder_is_not_touched(tmp_path: Path) -> None:
@@ -159,6 +175,15 @@ def test_a_collection_is_the_same_again_with_any_number_of_workers(tmp_path: Pat
     other = run("--root", tmp_path, "--episodes", "2", "--seed", "4", "--repo-id", "one")
     assert (other.returncode, "episodes: 3 there, 2 asked for" in other.stderr) == (2, True)
     assert (tmp_path / "one" / "meta" / "info.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.sim
+def test_stack_is_collected_too(tmp_path: Path) -> None:
+    collected = run("--task", "Stack", "--repo-id", "stack", "--root", tmp_path, "--episodes", "2")
+    assert collected.returncode == 0, collected.stderr
+    assert "succeeded on 2 of 2 seeds" in collected.stdout
+    assert values(tmp_path / "stack")["observation.environment_state"].shape[1] == 23
+    assert read_environment(tmp_path / "stack") == EnvironmentArguments(task="Stack")
 
 
 @pytest.mark.sim

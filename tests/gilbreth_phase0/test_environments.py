@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +12,16 @@ from pydantic import ValidationError
 
 from gilbreth_phase0.environments import (
     OBJECT_STATE,
+    PICTURE,
     PROPRIOCEPTION,
     EnvironmentArguments,
     RobosuiteEnv,
     numpy_seeded,
     part,
 )
+from gilbreth_phase0.videos import FilmedEnv, check_rendering
+
+from support import refusal
 
 SEED = 5
 
@@ -28,7 +33,7 @@ def env() -> Iterator[RobosuiteEnv]:
     env.close()
 
 
-def trajectory(env: RobosuiteEnv, seed: int) -> np.ndarray:
+def trajectory(env: RobosuiteEnv | FilmedEnv, seed: int) -> np.ndarray:
     """Start and ten random steps of an episode, one row each: observations and reward."""
     observation, _ = env.reset(seed=seed)
     rows = [np.concatenate([*observation.values(), [0.0]])]
@@ -42,6 +47,24 @@ def trajectory(env: RobosuiteEnv, seed: int) -> np.ndarray:
 def test_arguments_survive_json() -> None:
     arguments = EnvironmentArguments(start_range=0.12, horizon=77)
     assert EnvironmentArguments.model_validate_json(arguments.model_dump_json()) == arguments
+
+
+def test_the_start_range_is_the_tasks_where_none_is_given() -> None:
+    assert EnvironmentArguments().start_range == 0.03
+    assert EnvironmentArguments(task="Stack").start_range == 0.08
+
+
+def test_what_was_stored_before_there_were_other_tasks_is_read() -> None:
+    stored = (
+        '{"task": "Lift", "robot": "Panda", "control_hz": 20, "horizon": 200, "start_range": 0.03, "build_seed": 0,'
+        ' "robosuite_version": "1.5.1"}'
+    )
+    assert EnvironmentArguments.model_validate_json(stored) == EnvironmentArguments(robosuite_version="1.5.1")
+
+
+def test_a_range_without_room_for_all_objects_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"Stack need at least 0\.05"):
+        EnvironmentArguments(task="Stack", start_range=0.03)
 
 
 @pytest.mark.parametrize("wrong", [{"task": "Lyft"}, {"horizon": 0}, {"start_range": -1.0}, {"colour": "red"}])
@@ -146,6 +169,50 @@ def test_start_range_widens_the_placement() -> None:
     starts = np.stack([wide.reset(seed=seed)[0]["environment_state"][:2] for seed in range(30)])
     # Of 60 uniform draws all within half the range has probability 2**-60.
     assert 0.06 < np.abs(starts).max() <= 0.12
+
+
+@pytest.mark.sim
+def test_what_is_filmed_is_the_same(env: RobosuiteEnv, tmp_path: Path) -> None:
+    """GIVEN episodes that are filmed THEN their numbers are those of others; of one that is cut off no file stays."""
+    assert env.render() is None
+    filmed = FilmedEnv(RobosuiteEnv(EnvironmentArguments(horizon=12), "rgb_array"), tmp_path / "it's", (SEED,))
+    assert np.array_equal(trajectory(filmed, SEED), trajectory(env, SEED))
+    picture = filmed.render()
+    assert picture.shape == (*PICTURE, 3) and picture.std() > 10  # it shows something
+    while not filmed.step(np.zeros(7))[3]:
+        pass
+    filmed.reset(seed=SEED)
+    filmed.step(np.zeros(7))
+    filmed.close()
+    assert [path.name for path in (tmp_path / "it's").iterdir()] == [f"seed-{SEED}-failure.mp4"]
+
+
+def test_where_nothing_can_render_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "vulkan")
+    assert "--save-video: nothing can render here: MUJOCO_GL=vulkan: " in refusal(check_rendering)
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("start_range", [0.05, 0.08])
+def test_stack_starts_with_both_cubes_apart_on_the_table(start_range: float) -> None:
+    stack = RobosuiteEnv(EnvironmentArguments(task="Stack", start_range=start_range))
+    starts = np.stack([stack.reset(seed=seed)[0]["environment_state"] for seed in range(40)])
+    assert np.array_equal(starts[-1], stack._env._get_observations()["object-state"].astype(np.float32))
+    upper, lower = (part(starts, OBJECT_STATE["Stack"], f"cube{name}_pos")[:, :2] for name in "AB")
+    assert 0.8 * start_range < np.abs([upper, lower]).max() <= start_range
+    assert np.linalg.norm(upper - lower, axis=1).min() > 0.06
+    assert np.array_equal(trajectory(stack, SEED), trajectory(stack, SEED))
+
+
+@pytest.mark.sim
+def test_a_perturbation_follows_from_the_seed_alone_and_leaves_the_start_as_it_is(env: RobosuiteEnv) -> None:
+    perturbed = RobosuiteEnv(EnvironmentArguments(horizon=12, action_noise=0.3))
+    first = trajectory(perturbed, SEED)
+    trajectory(perturbed, SEED + 1)
+    assert np.array_equal(trajectory(perturbed, SEED), first)
+    calm = trajectory(env, SEED)
+    assert np.array_equal(calm[0], first[0])
+    assert not np.array_equal(calm[1], first[1])
 
 
 @pytest.mark.sim
