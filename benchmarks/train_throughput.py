@@ -32,6 +32,10 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from gilbreth_phase0.policy_kinds import settings_of  # noqa: E402
+
 REPO_ID = "lift"
 REFERENCE = "lerobot-train"
 LOG_INTERVAL = 10
@@ -322,12 +326,9 @@ def table(rows: list[Way], title: str) -> Table:
 def stage_policy(settings: str | None) -> dict[str, Any]:
     """The policy that the stage `bc` has by default, or with other fields in the place of its `policy_settings`."""
     stage = yaml.safe_load((ROOT / "launch" / "stages" / "bc.yaml").read_text())["bc"]
-    return {
-        "n_obs_steps": stage["n_obs_steps"],
-        "chunk_size": stage["action_chunk_size"],
-        "n_action_steps": stage["n_action_steps"],
-        **(stage["policy_settings"] if settings is None else json.loads(settings)),
-    }
+    chunk = {name: stage[name] for name in ("n_obs_steps", "action_chunk_size", "n_action_steps")}
+    further = stage["policy_settings"] if settings is None else json.loads(settings)
+    return settings_of(stage["policy"], chunk | further)
 
 
 def collect(data: Path, episodes: int) -> int:

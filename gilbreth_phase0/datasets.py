@@ -25,7 +25,7 @@ from gilbreth_phase0.environments import (
     Vector,
 )
 from tracking.errors import UserError
-from tracking.files import write_atomic
+from tracking.files import fsync_dir, fsync_file, write_atomic
 
 # Nothing may wait for a hub on a compute node without internet. LeRobot reads this when it is imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -35,12 +35,18 @@ if TYPE_CHECKING:
 
 ENVIRONMENT_FILE = "environment.json"
 
+SOURCE, SUCCESS, INTERVENTION = "source", "success", "intervention"
+ANNOTATIONS = {name: {"dtype": "int64", "shape": (1,), "names": None} for name in (SOURCE, SUCCESS, INTERVENTION)}
+"""What DAgger's datasets hold beside the features of a policy: whose label `action` is (0 policy, 1 expert) and whether
+it ended well, both the same in a whole episode, and for each frame whether the expert executed the action."""
+
 
 def features(environment: EnvironmentArguments) -> dict[str, dict[str, Any]]:
     """The columns of a low-dimensional dataset.
 
     Returns:
-        `observation.state` (43,), `observation.environment_state` (Lift: (10,)) and `action` (7,), all float32.
+        `observation.state` (43,), `observation.environment_state` (Lift: (10,), Stack: (23,)) and `action` (7,), all
+        float32.
     """
     state = [f"{key}.{index}" for key, size in PROPRIOCEPTION.items() for index in range(size)]
     objects = [f"{key}.{index}" for key, size in OBJECT_STATE[environment.task].items() for index in range(size)]
@@ -48,13 +54,16 @@ def features(environment: EnvironmentArguments) -> dict[str, dict[str, Any]]:
     return {key: {"dtype": "float32", "shape": (len(names),), "names": names} for key, names in columns.items()}
 
 
-def create_dataset(root: Path, repo_id: str, environment: EnvironmentArguments) -> LeRobotDataset:
+def create_dataset(
+    root: Path, repo_id: str, environment: EnvironmentArguments, *, annotated: bool = False
+) -> LeRobotDataset:
     """Starts an empty dataset; add frames and episodes, then call its `finalize()`.
 
     Args:
         root: The dataset's folder; must not exist.
         repo_id: Its name.
         environment: What it is recorded in; stored with it.
+        annotated: Whether each frame has `ANNOTATIONS` too.
     """
     from datasets import disable_progress_bars
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -64,7 +73,7 @@ def create_dataset(root: Path, repo_id: str, environment: EnvironmentArguments) 
     dataset = LeRobotDataset.create(
         repo_id,
         fps=environment.control_hz,
-        features=features(environment),
+        features=features(environment) | (ANNOTATIONS if annotated else {}),
         root=root,
         robot_type=environment.robot,
         use_videos=False,
@@ -84,6 +93,24 @@ def add_episode(dataset: LeRobotDataset, environment: EnvironmentArguments, colu
     for row in zip(*columns.values(), strict=True):
         dataset.add_frame({**dict(zip(columns, row, strict=True)), "task": TASK_DESCRIPTION[environment.task]})
     dataset.save_episode()
+
+
+def publish_dataset(folder: Path, final: Path) -> None:
+    """Makes a dataset durable and gives it its name.
+
+    Raises:
+        UserError: Somebody else has made a dataset of this name meanwhile.
+    """
+    for path in folder.rglob("*"):
+        fsync_dir(path) if path.is_dir() else fsync_file(path)
+    fsync_dir(folder)
+    try:
+        folder.rename(final)
+    except OSError as error:
+        raise UserError(
+            f"{final} was made by somebody else meanwhile ({error.strerror}); run again to compare"
+        ) from error
+    fsync_dir(final.parent)
 
 
 def is_dataset(root: Path) -> bool:

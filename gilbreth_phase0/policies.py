@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gilbreth_phase0.datasets import ENVIRONMENT_FILE, write_environment
+from gilbreth_phase0.policy_kinds import POLICIES
 from tracking.errors import UserError, unknown
 from tracking.files import fsync_dir, fsync_file
 
@@ -26,10 +28,8 @@ if TYPE_CHECKING:
 
     from gilbreth_phase0.environments import EnvironmentArguments
 
-POLICIES = ("act",)
-
 # A dimension that hardly varies in the demonstrations (rotation actions are constant zero) would be divided by its tiny
-# deviation and drown the others. Observations need the higher floor: noise in them reaches the policy unasked.
+# deviation or range and drown the others. Observations need the higher floor: noise in them reaches the policy unasked.
 _OBSERVATION_STD_FLOOR = 1e-2
 _ACTION_STD_FLOOR = 1e-6
 
@@ -67,7 +67,6 @@ def make_config(policy: str, device: str, /, **settings: Any) -> PreTrainedConfi
     """
     if policy not in POLICIES:
         raise unknown("policy", policy, POLICIES)
-    from lerobot.configs.types import NormalizationMode
     from lerobot.policies.factory import make_policy_config
 
     try:
@@ -77,24 +76,36 @@ def make_config(policy: str, device: str, /, **settings: Any) -> PreTrainedConfi
     if hasattr(config, "pretrained_backbone_weights"):
         # Compute nodes may have no internet, and the download would be waited for.
         config.pretrained_backbone_weights = None
-    # LeRobot's default has no entry for the object state, which would then reach the policy as it is.
-    config.normalization_mapping = {**config.normalization_mapping, "ENV": NormalizationMode.MEAN_STD}
+    # LeRobot's defaults have no entry for the object state, which would then reach the policy as it is.
+    modes = config.normalization_mapping
+    config.normalization_mapping = {**modes, "ENV": modes.get("ENV", modes["STATE"])}
     return config
 
 
 def floored(stats: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Returns dataset statistics in which no standard deviation is too small to divide by."""
+    """Returns dataset statistics in which no standard deviation, and no range, is too small to divide by."""
     import numpy as np
 
     result = {}
     for key, values in stats.items():
         floor = _ACTION_STD_FLOOR if key == "action" else _OBSERVATION_STD_FLOOR
         result[key] = {name: np.maximum(value, floor) if name == "std" else value for name, value in values.items()}
+        if {"min", "max"} <= values.keys():
+            # As wide as a deviation of the floor to each side; LeRobot maps what lies between to -1 … 1.
+            missing = np.maximum(floor - (values["max"] - values["min"]) / 2, 0.0)
+            result[key] |= {"min": values["min"] - missing, "max": values["max"] + missing}
     return result
 
 
-def make_policy(config: PreTrainedConfig, meta: LeRobotDatasetMetadata) -> Policy:
+def make_policy(
+    config: PreTrainedConfig, meta: LeRobotDatasetMetadata, stats: dict[str, dict[str, Any]] | None = None
+) -> Policy:
     """Makes an untrained policy whose features and normalisation are a dataset's.
+
+    Args:
+        config: Its configuration.
+        meta: The dataset's features.
+        stats: What it normalises by, in place of the dataset's own statistics.
 
     Raises:
         UserError: LeRobot cannot make this policy for this dataset.
@@ -106,7 +117,9 @@ def make_policy(config: PreTrainedConfig, meta: LeRobotDatasetMetadata) -> Polic
         model = make_model(cfg=config, ds_meta=meta)
     except ValueError as error:
         raise UserError(f"LeRobot cannot make a {config.type} policy for {meta.root}: {error}") from error
-    preprocessor, postprocessor = make_pre_post_processors(config, dataset_stats=floored(meta.stats))
+    preprocessor, postprocessor = make_pre_post_processors(
+        config, dataset_stats=floored(meta.stats if stats is None else stats)
+    )
     return Policy(model, preprocessor, postprocessor)
 
 
@@ -121,16 +134,40 @@ def save_bundle(
         environment: What the demonstrations were recorded in; evaluation rebuilds it from here.
         bundle: Where; an earlier bundle there is replaced.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        template = Path(folder) / "template"
+        save_template(policy, environment, template)
+        fill_template(template, weights, bundle)
+
+
+def save_template(policy: Policy, environment: EnvironmentArguments, folder: Path) -> None:
+    """Saves what a bundle holds beside the weights; arguments as in `save_bundle`."""
+    policy.config.save_pretrained(folder)
+    policy.preprocessor.save_pretrained(folder)
+    policy.postprocessor.save_pretrained(folder)
+    write_environment(folder / ENVIRONMENT_FILE, environment)
+
+
+def fill_template(template: Path, weights: dict[str, torch.Tensor], bundle: Path) -> None:
+    """Saves a policy as a LeRobot bundle, whole or not at all.
+
+    Args:
+        template: What `save_template` saved of the policy.
+        weights: Consolidated fp32 weights, by the model's own names.
+        bundle: Where; an earlier bundle there is replaced.
+    """
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.factory import get_policy_class
+
     temporary, replaced = (bundle.with_name(f".{bundle.name}.{suffix}") for suffix in ("tmp", "old"))
     for leftover in (temporary, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
+    shutil.copytree(template, temporary)
+    config = PreTrainedConfig.from_pretrained(template, local_files_only=True)
     # A fresh model: the trained one's parameters are views into DeepSpeed's buffers, or shards of them.
-    model = type(policy.model)(policy.config)
+    model = get_policy_class(config.type)(config)
     model.load_state_dict(weights, strict=True)
     model.save_pretrained(temporary)
-    policy.preprocessor.save_pretrained(temporary)
-    policy.postprocessor.save_pretrained(temporary)
-    write_environment(temporary / ENVIRONMENT_FILE, environment)
     for path in temporary.iterdir():
         fsync_file(path)
     fsync_dir(temporary)

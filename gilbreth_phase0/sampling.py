@@ -7,7 +7,7 @@ the same samples in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -50,6 +50,64 @@ class BatchPlan:
 
     def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
         return np.random.default_rng((self.seed, epoch)).permutation(self.samples)
+
+
+@dataclass(frozen=True)
+class Share:
+    """How often the samples of a dataset are drawn in an epoch.
+
+    Attributes:
+        first: The first of its samples; they stand one behind the other.
+        samples: How many there are.
+        times: How often each is drawn.
+        further: How many of them, others in each epoch, are drawn once more.
+    """
+
+    first: int
+    samples: int
+    times: int
+    further: int
+
+    def draw(self, random: np.random.Generator) -> npt.NDArray[np.int64]:
+        """Draws an epoch's samples, in order."""
+        subset = random.choice(self.samples, self.further, replace=False)
+        drawn: npt.NDArray[np.int64] = np.concatenate([np.tile(np.arange(self.samples), self.times), np.sort(subset)])
+        return drawn + self.first
+
+
+@dataclass(frozen=True)
+class WeightedPlan(BatchPlan):
+    """A plan in which the samples of some datasets are drawn more often than those of others.
+
+    Attributes:
+        shares: One for each dataset; `samples` is how many they draw in an epoch together.
+    """
+
+    shares: tuple[Share, ...] = ()
+
+    def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
+        random = np.random.default_rng((self.seed, epoch))
+        return random.permutation(np.concatenate([share.draw(random) for share in self.shares]))
+
+
+def make_plan(sizes: Sequence[int], weights: Sequence[float], batch_size: int, seed: int) -> BatchPlan:
+    """Plans the samples of several datasets that stand one behind the other.
+
+    Args:
+        sizes: How many samples each has.
+        weights: How often a sample of each is drawn in an epoch; of a fraction, so large a part of them.
+        batch_size: Samples of one optimizer step, over all ranks and micro-batches.
+        seed: Of the shuffling.
+    """
+    if all(weight == 1 for weight in weights):
+        return BatchPlan(sum(sizes), batch_size, seed)
+    firsts = np.cumsum([0, *sizes]).tolist()
+    shares = tuple(
+        Share(first, size, int(weight), round((weight - int(weight)) * size))
+        for first, size, weight in zip(firsts, sizes, weights, strict=False)
+    )
+    drawn = sum(share.times * share.samples + share.further for share in shares)
+    return WeightedPlan(drawn, batch_size, seed, shares=shares)
 
 
 def micro_batch_size(batch_size: int, world_size: int, gradient_accumulation: int) -> int:

@@ -5,107 +5,116 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from gilbreth_phase0.arguments import StageArguments, command
-from gilbreth_phase0.datasets import open_dataset, open_metadata, require_dataset
-from gilbreth_phase0.gating import Gating, check_rules, check_seeds
+from gilbreth_phase0.annotations import DaggerFilter
+from gilbreth_phase0.arguments import command
+from gilbreth_phase0.behind import Behind
+from gilbreth_phase0.datasets import read_environment
 from gilbreth_phase0.job import Job
-from gilbreth_phase0.ranks import Ranks
-from gilbreth_phase0.sampling import BatchPlan, micro_batch_size
+from gilbreth_phase0.policy_kinds import PolicyName, settings_of
+from gilbreth_phase0.run_folder import DONE_FILE
 from gilbreth_phase0.stop import Stop
+from gilbreth_phase0.training_arguments import (
+    TrainingArguments,
+    check_training,
+    eval_workers,
+    make_gating,
+    make_tracker,
+    make_trainer,
+    prepare,
+)
+from gilbreth_phase0.training_data import TrainingData, read_sources, split_names
 from tracking.errors import UserError
-from tracking.gate import BestRule, ModelManagement, read_rules
-from tracking.gate.rules import SECTION
+from tracking.names import slug
+from tracking.words import many
 
 if TYPE_CHECKING:
-    from gilbreth_phase0.checkpointer import Restored
+    from gilbreth_phase0.gating import Gating
     from gilbreth_phase0.policies import Policy
     from gilbreth_phase0.training import Trainer
-    from tracking import ExperimentTracker
 
 
-class Arguments(StageArguments):
+class Arguments(TrainingArguments):
     """Arguments of `python -m gilbreth_phase0.train_policy`."""
 
-    run_dir: Path = Field(description="run folder: journal, checkpoints and bundle go there")
-    repo_ids: str = Field(description="dataset, by its name below --root")
-    root: Path = Field(Path("data"), description="folder that holds the datasets")
-    policy: Literal["act"] = Field("act", description="LeRobot policy type")
-    policy_settings: str = Field("{}", description="further fields of LeRobot's policy configuration, as JSON")
-    n_obs_steps: int = Field(1, ge=1, description="observations that the policy sees at once")
-    action_chunk_size: int = Field(10, ge=1, description="actions that the policy predicts at once")
-    n_action_steps: int = Field(5, ge=1, description="of which so many are executed before the next look")
-    batch_size: int = Field(64, ge=1, description="samples of one optimizer step, over all ranks")
-    gradient_accumulation: int = Field(1, ge=1, description="micro-batches of one optimizer step on each rank")
-    training_steps: int = Field(10_000, ge=1, description="optimizer steps")
-    lr: float = Field(1e-4, gt=0, description="peak learning rate (cosine decay to a hundredth of it)")
-    warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
-    weight_decay: float = Field(1e-4, ge=0, description="AdamW's weight decay")
-    clip_grad_norm: float = Field(10.0, ge=0, description="greatest gradient norm; 0 does not clip")
-    zero_stage: int = Field(1, ge=0, le=3, description="DeepSpeed ZeRO stage")
-    seed: int = Field(0, ge=0, description="of the initial weights, the shuffling and the dropout")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
-    num_workers: int = Field(0, ge=0, description="DataLoader processes a rank")
-    log_interval: int = Field(10, ge=1, description="steps between logged rows")
-    save_freq: int = Field(500, ge=1, description="steps between checkpoints")
-    keep_last_n: int = Field(2, ge=1, description="newest checkpoints that stay")
-    keep_every: int = Field(0, ge=0, description="checkpoints of every so many steps stay too; 0 for none")
-    eval_episodes: int = Field(20, ge=0, description="episodes of an evaluation; 0 for none")
-    eval_seed: int = Field(100_000, ge=0, description="seed of the first of them; demonstrations use low seeds")
-    eval_freq: int = Field(0, ge=0, description="steps between evaluations, each behind a save; 0 for the last alone")
-    best_rule: BestRule = Field("paired", description="paired: better beyond chance; naive: greater on average")
-    model_management: Path | None = Field(
-        None, description="YAML file whose section model_management says what is uploaded; RUN/config.yaml without it"
+    run_dir: Path | None = Field(None, description="run folder; a folder of --checkpoint-dir without it")
+    checkpoint_dir: Path = Field(Path("checkpoints"), description="where run folders POLICY_DATASET are made")
+    checkpoint_freq: int = Field(5000, ge=0, description="steps between policies that stay as checkpoint_N; 0: none")
+    repo_ids: str = Field(description="datasets below --root, with commas between")
+    weights: str | None = Field(
+        None, description="how often a frame of each dataset is drawn in an epoch (1,3); once without it"
     )
-    wandb_project: str = Field("vla-lego", description="W&B project")
+    dagger_filter: DaggerFilter = Field("corrections", description="which episodes of DAgger's datasets are trained on")
+    env: str | None = Field(None, description="robosuite task; the dataset's, which it must be")
+    robot: str | None = Field(None, description="robosuite robot; the dataset's, which it must be")
+    policy: PolicyName = Field("act", description="LeRobot policy type")
+    policy_settings: str = Field("{}", description="further fields of LeRobot's policy configuration, as JSON")
+    n_obs_steps: int | None = Field(None, ge=1, description="observations seen at once: act 1, diffusion 2")
+    action_chunk_size: int | None = Field(None, ge=1, description="actions predicted at once: act 10, diffusion 16")
+    n_action_steps: int | None = Field(
+        None, ge=1, description="of which so many are executed before the next look: act 5, diffusion 8"
+    )
 
 
 def train(arguments: Arguments) -> None:
-    """Trains a LeRobot policy with DeepSpeed; resumes by itself from the newest whole checkpoint of the run folder."""
-    if (arguments.run_dir / "done.json").is_file():
-        print(f"{arguments.run_dir} is complete already; nothing to do", flush=True)
+    """Trains a LeRobot policy with DeepSpeed; resumes by itself from the newest whole checkpoint of the run folder.
+
+    In the run folder, best_model, final_model and checkpoint_N are the policies that evaluation and later stages load.
+    """
+    run_dir = run_folder(arguments)
+    if (run_dir / DONE_FILE).is_file():
+        print(f"{run_dir} is complete already; nothing to do", flush=True)
         return
     check(arguments)
-    job = Job.start(arguments.run_dir, arguments.device)
-    policy, trainer = build(arguments, job)
-    gating = make_gating(arguments, policy, trainer)
-    outcome = trainer.run(gating.consider)
-    if outcome is Stop.NO:
-        # Each part of it can be repeated: a job that is ended in here goes on from the last checkpoint.
-        outcome = gating.consider(arguments.training_steps)
+    job = Job.start(run_dir, arguments.device)
+    trainer, gating = build(arguments, job)
+    with Behind(gating, eval_workers(arguments), trainer) as behind:
+        outcome = trainer.run(behind.consider, is_behind=behind.is_behind)
+        if outcome is Stop.NO:
+            # Each part of it can be repeated: a job that is ended in here goes on from the last checkpoint.
+            outcome = behind.finish(arguments.training_steps)
     if outcome is Stop.NO:
         trainer.complete()
     else:
         trainer.hand_on(outcome)
 
 
+def run_folder(arguments: Arguments) -> Path:
+    """The run folder: the given one, or `{checkpoint_dir}/{policy}_{dataset}`."""
+    if arguments.run_dir is not None:
+        return arguments.run_dir
+    return arguments.checkpoint_dir / slug(f"{arguments.policy}_{'-'.join(split_names(arguments.repo_ids))}")
+
+
 def check(arguments: Arguments) -> None:
     """Refuses what can only fail later, before anything heavy is imported or anything is written.
 
     Raises:
-        UserError: The arguments do not go together, or the dataset is not there.
+        UserError: The arguments do not go together, or a dataset is not there or of another environment.
     """
     policy_settings(arguments)
-    if arguments.n_action_steps > arguments.action_chunk_size:
-        raise UserError(
-            f"--n-action-steps {arguments.n_action_steps}: only the {arguments.action_chunk_size}"
-            " actions of a chunk (--action-chunk-size) can be executed"
-        )
-    micro_batch_size(arguments.batch_size, Ranks.from_environment().world_size, arguments.gradient_accumulation)
-    require_dataset(arguments.root / arguments.repo_ids)
-    if arguments.eval_freq and not arguments.eval_episodes:
-        raise UserError(f"--eval-freq {arguments.eval_freq}: there is nothing to evaluate with --eval-episodes 0")
-    check_seeds(arguments.run_dir, read_management(arguments), selection_seeds(arguments))
+    sources = read_sources(arguments.root, arguments.repo_ids, arguments.weights)
+    wanted = {"task": arguments.env, "robot": arguments.robot}
+    if any(wanted.values()):
+        for source in sources:
+            recorded = read_environment(source.root)
+            for name, flag in (("task", "--env"), ("robot", "--robot")):
+                if wanted[name] not in {None, getattr(recorded, name)}:
+                    raise UserError(
+                        f"{flag} {wanted[name]}: dataset {source.repo_id} was recorded with {getattr(recorded, name)}\n"
+                        f"  next: {flag} {getattr(recorded, name)}, or leave it out"
+                    )
+    check_training(arguments, run_folder(arguments))
 
 
 def policy_settings(arguments: Arguments) -> dict[str, Any]:
     """Fields of LeRobot's policy configuration, the flags that have a name of their own included.
 
     Raises:
-        UserError: `--policy-settings` is not a JSON object.
+        UserError: `--policy-settings` is not a JSON object, or the fields do not go together.
     """
     try:
         settings = json.loads(arguments.policy_settings)
@@ -115,139 +124,58 @@ def policy_settings(arguments: Arguments) -> dict[str, Any]:
         raise UserError(
             f'--policy-settings {arguments.policy_settings!r}: expected an object, as in {{"dim_model": 64}}'
         )
-    return {
-        "n_obs_steps": arguments.n_obs_steps,
-        "chunk_size": arguments.action_chunk_size,
-        "n_action_steps": arguments.n_action_steps,
-        **settings,
-    }
+    given = {name: getattr(arguments, name) for name in ("n_obs_steps", "action_chunk_size", "n_action_steps")}
+    return settings_of(arguments.policy, given | settings)
 
 
-def build(arguments: Arguments, job: Job) -> tuple[Policy, Trainer]:
-    """Makes the policy, its data, the engine and the tracker of this rank."""
-    import torch
-    from lerobot.datasets.factory import resolve_delta_timestamps
+def build(arguments: Arguments, job: Job) -> tuple[Trainer, Gating]:
+    """Makes the policy, its data, the engine and the tracker of this rank, and what decides about checkpoints."""
     from lerobot.utils.random_utils import set_seed
 
-    from gilbreth_phase0 import engine
-    from gilbreth_phase0.checkpointer import Checkpointer
     from gilbreth_phase0.policies import make_config, make_policy
-    from gilbreth_phase0.samples import in_memory
-    from gilbreth_phase0.training import Schedule, Trainer
-    from tracking.checkpoints import Retention
-    from tracking.metadata import git_facts
+    from gilbreth_phase0.training_data import open_training_data
 
     set_seed(arguments.seed)
-    root = arguments.root / arguments.repo_ids
-    meta = open_metadata(root, arguments.repo_ids)
     config = make_config(arguments.policy, job.device, **policy_settings(arguments))
-    dataset = in_memory(open_dataset(root, arguments.repo_ids, resolve_delta_timestamps(config, meta)))
-    policy = make_policy(config, meta)
-
-    plan = BatchPlan(len(dataset), arguments.batch_size, arguments.seed)
-    optimisation = engine.Optimisation(
-        lr=arguments.lr,
-        weight_decay=arguments.weight_decay,
-        warmup_steps=arguments.warmup_steps,
-        training_steps=arguments.training_steps,
-        clip_grad_norm=arguments.clip_grad_norm,
-        zero_stage=arguments.zero_stage,
-        micro_batch_size=micro_batch_size(plan.batch_size, job.ranks.world_size, arguments.gradient_accumulation),
-        gradient_accumulation=arguments.gradient_accumulation,
+    sources = read_sources(arguments.root, arguments.repo_ids, arguments.weights)
+    data = open_training_data(sources, config, dagger_filter=arguments.dagger_filter, say=job.say)
+    policy = make_policy(config, data.meta, data.stats)
+    for line in header(arguments, job, policy, data):
+        job.say(line)
+    prepared = prepare(arguments, job, policy)
+    tracker = make_tracker(
+        arguments, job, prepared.restored, model=arguments.policy, objective="bc", datasets=data.names
     )
-    count = sum(parameter.numel() for parameter in policy.model.parameters())
-    job.say(
-        f"{arguments.policy}, {count:,} parameters, on {len(dataset):,} frames of {meta.total_episodes} episodes:"
-        f" {arguments.training_steps} steps of {arguments.batch_size} samples,"
-        f" {job.ranks.world_size} rank(s) x {torch.get_num_threads()} thread(s) on {job.device},"
-        f" ZeRO stage {arguments.zero_stage}"
+    trainer = make_trainer(
+        arguments, job, policy, data, prepared=prepared, tracker=tracker, checkpoint_freq=arguments.checkpoint_freq
     )
-    wrapped = engine.initialise(policy.model, optimisation, job)
-    checkpointer = Checkpointer(wrapped, job)
-    restored = checkpointer.restore()
-    retention = Retention(arguments.keep_last_n, arguments.keep_every)
-    trainer = Trainer(
-        engine=wrapped,
-        preprocessor=policy.preprocessor,
-        dataset=dataset,
-        plan=plan,
-        optimisation=optimisation,
-        schedule=Schedule(arguments.log_interval, arguments.save_freq, retention, arguments.eval_freq),
-        checkpointer=checkpointer,
-        job=job,
-        tracker=make_tracker(arguments, job, restored),
-        git_commit=git_facts(Path.cwd())["commit"],
-        num_workers=arguments.num_workers,
-        restored=restored,
+    gating = make_gating(
+        arguments, policy, trainer, data, policy_type=arguments.policy, checkpoint_freq=arguments.checkpoint_freq
     )
-    return policy, trainer
+    return trainer, gating
 
 
-def make_tracker(arguments: Arguments, job: Job, restored: Restored) -> ExperimentTracker:
-    """Makes the tracker, which continues the run of the checkpoint or of an attempt that did not come to one."""
-    from tracking import ExperimentTracker
+def header(arguments: Arguments, job: Job, policy: Policy, data: TrainingData) -> list[str]:
+    """What will be done, in lines."""
+    import torch
 
-    config = read_config(arguments.run_dir) or json.loads(arguments.model_dump_json())
-    config |= {SECTION: read_management(arguments).model_dump(mode="json")}
-    return ExperimentTracker(
-        project=arguments.wandb_project,
-        config=config,
-        tags={
-            "model": arguments.policy,
-            "dataset": arguments.repo_ids,
-            "objective": "bc",
-            "experiment_group": str(config.get("experiment_group", "bc")),
-        },
-        name=arguments.run_dir.name,
-        resume_id=restored.run_id,
-        resumed_step=restored.step or None,
-        log_interval=arguments.log_interval,
-        run_dir=arguments.run_dir,
-        before_flush=job.check_ownership,
-    )
-
-
-def read_config(run_dir: Path) -> dict[str, Any] | None:
-    """Reads the resolved configuration that `launch.submit` saved with the run, or None for a run by hand."""
-    import yaml
-
-    path = run_dir / "config.yaml"
-    return yaml.safe_load(path.read_text()) if path.is_file() else None
-
-
-def read_management(arguments: Arguments) -> ModelManagement:
-    """What is uploaded and when, by the file that was given or by what `launch.submit` saved with the run.
-
-    Raises:
-        UserError: It is not of this form, or is about what no evaluation measures.
-    """
-    source = arguments.model_management or read_config(arguments.run_dir) or {}
-    rules = read_rules(source)
-    check_rules(rules)
-    return rules
-
-
-def selection_seeds(arguments: Arguments) -> range:
-    """The seeds that select a policy."""
-    return range(arguments.eval_seed, arguments.eval_seed + arguments.eval_episodes)
-
-
-def make_gating(arguments: Arguments, policy: Policy, trainer: Trainer) -> Gating:
-    """Makes what evaluates checkpoints and decides about them."""
-    dataset = arguments.root / arguments.repo_ids
-    meta = open_metadata(dataset, arguments.repo_ids)
-    return Gating(
-        policy=policy,
-        policy_type=arguments.policy,
-        dataset=dataset,
-        facts={"dataset_episodes": meta.total_episodes, "dataset_frames": meta.total_frames},
-        seeds=selection_seeds(arguments),
-        rules=read_management(arguments),
-        best_rule=arguments.best_rule,
-        last_step=arguments.training_steps,
-        job=trainer.job,
-        tracker=trainer.tracker,
-    )
+    parameters = sum(parameter.numel() for parameter in policy.model.parameters())
+    environment = data.environment
+    evaluation = "no evaluation"
+    if arguments.eval_episodes:
+        every = f"every {arguments.eval_freq} steps and " if arguments.eval_freq else ""
+        evaluation = f"evaluated {every}at the end, {many(arguments.eval_episodes, 'episode')}"
+        evaluation += f" of at most {arguments.max_steps or environment.horizon} steps"
+    facts = {
+        "policy": f"{arguments.policy}, {parameters:,} parameters",
+        "data": f"{', '.join(data.names)}: {data.frames:,} frames of {many(data.episodes, 'episode')}",
+        "steps": f"{arguments.training_steps:,} of {arguments.batch_size} samples",
+        "device": f"{job.device}, {job.ranks.world_size} rank(s) x {torch.get_num_threads()} thread(s),"
+        f" ZeRO stage {arguments.zero_stage}",
+        "environment": f"{environment.task}, {environment.robot}, {environment.control_hz} Hz; {evaluation}",
+        "folder": str(job.run_dir),
+    }
+    return [f"{name + ':':<13}{value}" for name, value in facts.items()]
 
 
 app = command(Arguments, train)

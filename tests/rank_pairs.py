@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,20 +44,21 @@ def rank_environment(rank: int = 0, world_size: int = 1, port: int | None = None
     }
 
 
-def run_pair(command: list[str | Path], timeout: float, port: int | None = None) -> list[Ended]:
+def run_pair(command: Sequence[str | Path], timeout: float, port: int | None = None, **environ: str) -> list[Ended]:
     """Runs one Python command as both ranks and waits for their ends.
 
     Args:
         command: What stands behind `python`, e.g. `["-m", "gilbreth_phase0.smoke", …]`.
         timeout: Seconds for both; then both are killed and the test fails with what they printed.
         port: Names the job, and with it the ports of its rendezvous.
+        **environ: Further variables of both.
     """
     port = port or free_port()
     processes = [
         subprocess.Popen(
             [sys.executable, *command],
             cwd=ROOT,
-            env=rank_environment(rank, 2, port),
+            env={**rank_environment(rank, 2, port), **environ},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -13,6 +13,7 @@ from tracking.artifacts import put_config, put_diff
 from tracking.console import LOG_NAME, Console, heading
 from tracking.errors import UserError
 from tracking.identity import Identity, claim_identity
+from tracking.inbox import waiting
 from tracking.intents import Intent, pending_intents, put_intent
 from tracking.journal import Journal, JournalWriter, read_journal
 from tracking.journal.known import KnownPairs
@@ -24,6 +25,7 @@ from tracking.models import describe, is_large
 from tracking.sync.child.process import SyncProcess, push_command
 from tracking.sync.child.status import SyncStatus, read_status
 from tracking.sync.child.task import Task
+from tracking.sync.scan import mark_wanted
 from tracking.sync.views.offline import sync_command
 from tracking.words import many
 
@@ -49,6 +51,7 @@ class Plan:
         finish_timeout: Seconds that the end waits for the child at most.
         probe_timeout: Seconds that the server may take to answer at the beginning.
         console: Whether the console is copied into the run folder.
+        wandb: Whether W&B gets the run.
     """
 
     run_dir: Path
@@ -64,6 +67,7 @@ class Plan:
     finish_timeout: float
     probe_timeout: float
     console: bool
+    wandb: bool = True
 
 
 class Recording:
@@ -105,10 +109,11 @@ class Recording:
             ) from error
         self._console = Console(plan.run_dir / LOG_NAME, heading(self._writer.segment, job)) if plan.console else None
         self._known: KnownPairs | None = KnownPairs(journal.rows) if journal.rows else None
-        self._child = self._start_child()
+        mark_wanted(plan.run_dir, plan.wandb)
+        self._child = self._start_child() if plan.wandb else None
         # The server is asked meanwhile.
         self._write_beginning(journal)
-        self._offline: bool | None = True if plan.mode == "offline" else None
+        self._offline: bool | None = True if plan.mode == "offline" or not plan.wandb else None
         self._announce(deadline)
 
     def row(self, step: int, data: Mapping[str, Any]) -> None:
@@ -117,6 +122,23 @@ class Recording:
             data = self._leave_out_known(self._known, step, data)
         if data:
             self._writer.row(step, data)
+
+    def late_row(self, step: int, data: Mapping[str, Any]) -> None:
+        """Records a row of a step that may be long past, without what any segment recorded for that step."""
+        if fresh := KnownPairs(read_journal(self.run_dir).rows).fresh(step, data):
+            self._writer.row(step, fresh)
+
+    def take_inbox(self) -> int:
+        """Records what others found of this run, and says how much that was."""
+        if self._has_successor():
+            return 0
+        count = 0
+        for found in waiting(self.run_dir):
+            self.late_row(found.step, found.metrics)
+            self._writer.flush()
+            found.done()
+            count += 1
+        return count
 
     def config(self, config: Mapping[str, Any]) -> None:
         """Records a configuration, merged over the earlier ones, and puts the artifact aside."""

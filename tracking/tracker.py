@@ -65,6 +65,7 @@ class ExperimentTracker:
         finish_timeout: float = 20.0,
         probe_timeout: float = 1.5,
         console: bool = True,
+        wandb: bool = True,
     ) -> None:
         """Begins a segment of a run, or continues the run that the folder holds.
 
@@ -94,6 +95,7 @@ class ExperimentTracker:
             probe_timeout: Seconds that the server may take to answer at the beginning; more for a slow proxy. The
                 constructor waits 1.5 s longer than that at most.
             console: Copy what the process prints into `RUN/output.log`, which W&B shows as the run's log.
+            wandb: False keeps the run to its journal: nothing of it reaches W&B, and the sync daemon leaves it alone.
 
         Raises:
             UserError: A tag is missing, a name or mode is not valid, `resume_id` is not the folder's run, or the
@@ -133,6 +135,7 @@ class ExperimentTracker:
                 finish_timeout=finish_timeout,
                 probe_timeout=probe_timeout,
                 console=console,
+                wandb=wandb,
             )
         )
 
@@ -163,6 +166,28 @@ class ExperimentTracker:
             return
         step = int(step)
         self._recording.row(step, self._read(self._recording, flatten(metrics), step))
+
+    def log_result(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Logs a row that belongs to a step which may be long past; what the run has logged for it is left out.
+
+        May be called by another thread than the one that trains: the journal is read for it.
+
+        Args:
+            metrics: As in `log_metrics`.
+            step: The training step that it is of.
+        """
+        if not self._active or self._recording is None:
+            return
+        step = int(step)
+        self._recording.late_row(step, self._read(self._recording, flatten(metrics), step))
+
+    def take_inbox(self) -> int:
+        """Logs what others put into `RUN/inbox` (`tracking.inbox`), each result at its step.
+
+        Returns:
+            How many results that were.
+        """
+        return self._recording.take_inbox() if self._active and self._recording is not None else 0
 
     def log_training_step(
         self,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pytest
 
 from gilbreth_phase0.policies import floored, load_bundle, make_config, make_policy, save_bundle
+from gilbreth_phase0.policy_kinds import POLICIES, PolicyName, settings_of
 from tracking.errors import UserError
 
 from tiny_dataset import ENVIRONMENT, SMALL, make_tiny_dataset
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def test_an_unknown_policy_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"unknown policy 'atc'. Did you mean 'act'\?\n  valid: act"):
+    with pytest.raises(UserError, match=r"unknown policy 'atc'. Did you mean 'act'\?\n  valid: act, diffusion"):
         make_config("atc", "cpu")
 
 
@@ -38,6 +39,16 @@ def test_statistics_are_floored_and_nothing_else_is_touched() -> None:
     assert tiny.tolist() == [0.0, 1e-9, 0.5], "the dataset's own statistics stay"
 
 
+def test_a_range_is_floored_about_its_middle() -> None:
+    low, high = np.array([-1.0, 0.2, 0.3]), np.array([1.0, 0.2, 0.304])
+    result = floored({"action": {"min": low, "max": high}, "observation.state": {"min": low, "max": high}})
+    assert result["action"]["min"] == pytest.approx([-1.0, 0.2 - 1e-6, 0.3], abs=1e-12)
+    assert result["action"]["max"] == pytest.approx([1.0, 0.2 + 1e-6, 0.304], abs=1e-12)
+    assert result["observation.state"]["min"] == pytest.approx([-1.0, 0.19, 0.292])
+    assert result["observation.state"]["max"] == pytest.approx([1.0, 0.21, 0.312])
+    assert (low.tolist(), high.tolist()) == ([-1.0, 0.2, 0.3], [1.0, 0.2, 0.304])
+
+
 @pytest.mark.train
 @pytest.mark.parametrize(
     ("settings", "message"),
@@ -52,6 +63,55 @@ def test_statistics_are_floored_and_nothing_else_is_touched() -> None:
 def test_a_setting_that_lerobot_does_not_take_is_refused(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=rf"LeRobot refuses this act configuration: .*{message}"):
         make_config("act", "cpu", **settings)
+
+
+@pytest.mark.parametrize(
+    ("policy", "given", "message"),
+    [
+        ("act", {"n_action_steps": 11}, r"--n-action-steps 11: only the 10 actions of a chunk"),
+        (
+            "diffusion",
+            {"action_chunk_size": 12},
+            r"--action-chunk-size 12: .* 3 times .* multiple of 8, for example 16",
+        ),
+        ("diffusion", {"n_action_steps": 16}, r"only the 15 actions .*; 1 of its 16 belong to the past .*-obs-steps 2"),
+        ("diffusion", {"horizon": "16"}, r"--policy-settings horizon='16': expected a whole number"),
+    ],
+)
+def test_a_chunk_that_does_not_come_out(policy: str, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        settings_of(policy, given)
+
+
+def test_settings_that_follow_from_others() -> None:
+    """The frames that begin no chunk are those behind which fewer actions are left than are executed."""
+    given = {"action_chunk_size": 8, "n_action_steps": 3, "n_obs_steps": None, "down_dims": [16, 32]}
+    assert settings_of("diffusion", given)["drop_n_last_frames"] == 8 - 3 - 2 + 1
+    assert settings_of("diffusion", {**given, "drop_n_last_frames": 0})["drop_n_last_frames"] == 0
+    assert settings_of("act", {"action_chunk_size": None}) == {"n_obs_steps": 1, "chunk_size": 10, "n_action_steps": 5}
+
+
+@pytest.mark.train
+def test_what_is_known_of_policies_is_what_lerobot_says() -> None:
+    """Diffusion's defaults are LeRobot's; and every policy has the fields that its row names."""
+    from lerobot.policies.factory import make_policy_config
+
+    assert tuple(POLICIES) == get_args(PolicyName)
+    for name, kind in POLICIES.items():
+        config = make_policy_config(name, device="cpu", push_to_hub=False)
+        assert hasattr(config, kind.chunk)
+        assert kind.loss_mask is None or getattr(config, kind.loss_mask) is False
+        assert hasattr(make_config(name, "cpu", **settings_of(name, {})), "n_action_steps")
+        assert kind.starts_in_the_past == (name == "diffusion")  # ACT takes one observation alone
+    config = make_policy_config("diffusion", device="cpu", push_to_hub=False)
+    found = settings_of("diffusion", {})
+    assert {field: getattr(config, field) for field in found} == found
+
+
+@pytest.mark.train
+def test_the_object_state_is_normalised_as_the_state_is() -> None:
+    assert make_config("diffusion", "cpu").normalization_mapping["ENV"].value == "MIN_MAX"
+    assert make_config("act", "cpu").normalization_mapping["ENV"].value == "MEAN_STD"
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +203,10 @@ def test_a_replaced_bundle_is_moved_aside_whole_before_it_is_deleted(
     deleted: list[str] = []
     real = shutil.rmtree
 
-    def rmtree(path: Path, **options: Any) -> None:
-        if path.is_dir():
-            deleted.append(path.name)
+    def rmtree(path: Path | str, **options: Any) -> None:
+        folder = Path(path)
+        if folder.is_dir() and folder.parent == bundle.parent:
+            deleted.append(folder.name)
             assert sorted(entry.name for entry in bundle.iterdir()) == whole, "the other one stands already"
         real(path, **options)
 

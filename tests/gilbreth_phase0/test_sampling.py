@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from gilbreth_phase0.sampling import BatchPlan, ShardedBatches
+from gilbreth_phase0.sampling import BatchPlan, ShardedBatches, WeightedPlan, make_plan
 from tracking.errors import UserError
 
 
@@ -65,3 +65,35 @@ def test_a_run_with_another_batch_size_goes_on_behind_the_samples_that_it_has_se
     whole = BatchPlan(samples=31, batch_size=8, seed=5)
     rest = np.concatenate([after.batch(step) for step in range(4, 8)])
     assert list(np.concatenate([seen, rest])) == list(np.concatenate([whole.batch(step) for step in range(10)]))
+
+
+def drawn(plan: BatchPlan, epochs: int) -> list[list[int]]:
+    """How often each sample is drawn in each epoch."""
+    steps = epochs * plan.samples // plan.batch_size
+    sequence = np.concatenate([plan.batch(step) for step in range(steps)]).reshape(epochs, plan.samples)
+    return [np.bincount(epoch, minlength=15).tolist() for epoch in sequence]
+
+
+def test_weights_are_how_often_a_sample_is_drawn_in_an_epoch() -> None:
+    """GIVEN 4, 10 and 1 samples with weights 1, 2.5 and 3 THEN an epoch has 4 + (20 + 5) + 3 = 32, in every epoch."""
+    plan = make_plan([4, 10, 1], [1, 2.5, 3], batch_size=8, seed=1)
+    assert (type(plan), plan.samples) == (WeightedPlan, 32)
+    epochs = drawn(plan, 3)
+    for counts in epochs:
+        assert counts[:4] == [1] * 4
+        assert sorted(counts[4:14]) == [2] * 5 + [3] * 5
+        assert counts[14] == 3
+    assert len({tuple(counts) for counts in epochs}) == 3, "another half in each epoch"
+    assert list(plan.batch(7)) == list(make_plan([4, 10, 1], [1, 2.5, 3], batch_size=8, seed=1).batch(7))
+    assert list(plan.batch(7)) != list(make_plan([4, 10, 1], [1, 2.5, 3], batch_size=8, seed=2).batch(7))
+
+
+def test_a_weight_below_one_draws_a_part() -> None:
+    plan = make_plan([10, 5], [0.3, 1], batch_size=8, seed=1)
+    for counts in drawn(plan, 2):
+        assert sorted(counts[:10]) == [0] * 7 + [1] * 3
+        assert counts[10:] == [1] * 5
+
+
+def test_without_weights_several_datasets_are_one_sequence() -> None:
+    assert make_plan([4, 10, 1], [1, 1, 1], batch_size=8, seed=1) == BatchPlan(15, 8, 1)

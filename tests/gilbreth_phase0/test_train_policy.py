@@ -13,13 +13,16 @@ from pathlib import Path
 import pytest
 
 from gilbreth_phase0.attempt import MAX_ATTEMPTS, Outcome, decide
+from gilbreth_phase0.datasets import write_environment
 from tracking import checkpoints, read_journal
 from tracking.files import read_json
 from tracking.ownership import AttemptKey
 from tracking.store import Store, resolve
+from tracking.store.pending import needs_push
+from tracking.sync.scan import run_due_at
 
-from rank_pairs import ROOT, rank_environment
-from tiny_dataset import EPISODES, FRAMES, SMALL, make_tiny_dataset
+from rank_pairs import ROOT, rank_environment, run_pair
+from tiny_dataset import ENVIRONMENT, EPISODES, FRAMES, SMALL, Written, make_tiny_dataset, write_dataset
 
 PROGRAM = [sys.executable, "-m", "gilbreth_phase0.train_policy"]
 
@@ -66,6 +69,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     (root / "there" / "meta").mkdir(parents=True)
     (root / "there" / "meta" / "info.json").write_text("{}")
+    write_environment(root / "there" / "meta" / "environment.json", ENVIRONMENT)
     return root
 
 
@@ -80,6 +84,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--eval-freq=100", "--eval-episodes=0"], ["--eval-freq 100: there is nothing to evaluate"]),
         (["--model-management=/no/such.yaml"], ["/no/such.yaml cannot be read: No such file or directory"]),
         (["--repo-ids=lfit"], ["no dataset at ", "lfit", "gilbreth_phase0.collect --repo-id lfit --root"]),
+        (["--weights=1,3"], ["--weights '1,3'", "for each of the 1 dataset", "as in 3"]),
+        (["--policy=diffusion", "--action-chunk-size=10"], ["--action-chunk-size 10", "multiple of 8, for example 16"]),
+        (["--eval-seed=7"], ["--eval-seed 7", "seeds 7 to 16", "next: --eval-seed 100000"]),
+        (["--env=Stack"], ["--env Stack: dataset there was recorded with Lift", "next: --env Lift"]),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_written(
@@ -112,6 +120,54 @@ def test_a_gpu_that_is_not_there_is_refused(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.train
+def test_diffusion_on_two_datasets_and_two_ranks(tmp_path: Path) -> None:
+    """GIVEN plain and annotated episodes THEN both ranks train what is kept, and policies stay where users look."""
+    write_dataset(tmp_path, "plain", [Written(20)])
+    write_dataset(
+        tmp_path,
+        "extra",
+        [Written(10, source=0, success=0), Written(12, relabelled=(3,)), Written(9, success=0)],
+        columns=("source", "success", "intervention"),
+    )
+    store = tmp_path / "models"
+    command = [
+        *("-m", "gilbreth_phase0.train_policy", f"--root={tmp_path}", "--repo-ids=plain,extra", "--weights=1,2"),
+        f"--checkpoint-dir={tmp_path / 'my checkpoints'}",
+        *(
+            "--policy=diffusion",
+            "--action-chunk-size=8",
+            "--n-action-steps=6",
+            '--policy-settings={"down_dims": [8, 16]}',
+        ),
+        *("--batch-size=4", "--training-steps=5", "--checkpoint-freq=2", "--log-interval=1", "--eval-episodes=0"),
+        *("--num-workers=0", "--device=cpu", "--no-use-wandb"),
+    ]
+    ended = run_pair(command, timeout=200, GILBRETH_STORE=str(store))
+    assert [rank.returncode for rank in ended] == [0, 0], ended[0].output + ended[1].output
+    run = tmp_path / "my checkpoints" / "diffusion_plain-extra"
+    for line in (
+        "  extra: 1 of 3 episodes, 12 of 31 frames, weight 2",
+        "data:        plain, extra: 32 frames of 2 episodes",
+        f"folder:      {run}",
+        "model diffusion-plain-extra:v0 (latest, final, best, step-5) in ",
+    ):
+        assert line in ended[0].output
+    assert {path.name for path in run.glob("*_*")} == {"checkpoint_2", "checkpoint_4", "final_model"}
+    sizes = {(run / name / "model.safetensors").stat().st_ino for name in ("checkpoint_2", "checkpoint_4", "bundle")}
+    assert len(sizes) == 3
+    assert (run / "final_model" / "model.safetensors").samefile(run / "bundle" / "model.safetensors")
+    assert read_json(run / "final_model" / "config.json")["do_mask_loss_for_padding"] is True
+    assert read_json(run / "final_model" / "config.json")["drop_n_last_frames"] == 8 - 6 - 2 + 1
+    journal = read_journal(run)
+    assert [row.step for row in journal.rows if "loss/total" in row.data] == [1, 2, 3, 4, 5]
+    assert not any((run / name).exists() for name in ("wandb", "sync.json")), "W&B has no part in it"
+    assert run_due_at(run) is None and not needs_push(Store(store)), "and the daemon leaves it alone"
+    facts = resolve("diffusion-plain-extra:final", Store(store)).version
+    assert facts is not None and facts.metadata["datasets"] == ["plain", "extra"]
+    assert (facts.metadata["weights"], facts.metadata["dagger_filter"]) == ([1.0, 2.0], "corrections")
+
+
+@pytest.mark.train
 @pytest.mark.sim
 def test_a_whole_run_without_zero(tmp_path: Path) -> None:
     """GIVEN ZeRO stage 0 and one process THEN the run ends in a bundle, an evaluation and a done record."""
@@ -123,13 +179,21 @@ def test_a_whole_run_without_zero(tmp_path: Path) -> None:
         "--repo-ids=tiny",
         f"--policy-settings={json.dumps(SMALL)}",
         *("--zero-stage=0", "--batch-size=8", "--training-steps=6", "--save-freq=4", "--log-interval=2"),
-        *("--eval-episodes=1", "--device=cpu"),
+        *("--eval-episodes=1", "--max-steps=30", "--num-workers=0", "--device=cpu", "--save-video"),
     ]
     store = tmp_path / "models"
     environ = {"MUJOCO_GL": os.environ.get("MUJOCO_GL", "osmesa"), "GILBRETH_STORE": str(store)}
     done = bc(*flags, timeout=180, **environ)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{EPISODES * FRAMES} frames of {EPISODES} episodes: 6 steps of 8 samples, 1 rank(s)" in done.stdout
+    for line in (
+        r"policy:      act, [\d,]+ parameters",
+        rf"data:        tiny: {EPISODES * FRAMES} frames of {EPISODES} episodes",
+        "steps:       6 of 8 samples",
+        r"device:      cpu, 1 rank\(s\) x \d+ thread\(s\), ZeRO stage 0",
+        "environment: Lift, Panda, 20 Hz; evaluated every 1000 steps and at the end, 1 episode of at most 30 steps",
+        f"folder:      {run}",
+    ):
+        assert re.search(rf"^{line}$", done.stdout, re.MULTILINE), (line, done.stdout)
     for step in (4, 6):
         assert re.search(rf"^step-0000000{step} is saved, in \S+ s; training waited for ", done.stdout, re.MULTILINE)
     assert "evaluation on seeds 100000 to 100000: " in done.stdout
@@ -145,6 +209,13 @@ def test_a_whole_run_without_zero(tmp_path: Path) -> None:
     assert (found.version.metadata["dataset"], found.version.metadata["dataset_frames"]) == ("tiny", EPISODES * FRAMES)
     assert found.version.metadata["eval_seeds"] == [100_000]
     assert found.version.run["id"] == read_json(run / "run.json")["run_id"]
+    for name in ("best_model", "final_model"):
+        files = {path.name: path for path in (run / name).iterdir()}
+        assert files["model.safetensors"].samefile(run / "bundle" / "model.safetensors"), "no second copy on the disk"
+        assert files.keys() == {path.name for path in (run / "bundle").iterdir()}
+    assert read_json(run / "evaluation.json")["trained"]["mean_length"] <= 30
+    (video,) = (run / "videos").iterdir()
+    assert re.fullmatch(r"seed-100000-(success|failure)\.mp4", video.name) and video.stat().st_size > 1000
     whole = checkpoints.newest_whole(run / "checkpoints", print)
     assert whole is not None and (whole[1].step, whole[1].zero_stage) == (6, 0)
     journal = read_journal(run)

@@ -21,6 +21,7 @@ _DEPTH = 3
 _SETTLE_S = 60.0
 WANDB = "wandb"
 _STORE = "store.json"
+_UNWANTED = "no-wandb"
 
 _Signature = tuple[object, ...]
 
@@ -84,8 +85,20 @@ class Scanner:
         return when <= now and (again or self._observer.holder(claimed) is None)
 
 
+def mark_wanted(run_dir: Path, wanted: bool) -> None:
+    """Says in a run's folder whether W&B is to get the run; by hand it can be pushed in any case.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    mark = run_dir / _UNWANTED
+    mark.unlink(missing_ok=True) if wanted else mark.touch()
+
+
 def run_due_at(run_dir: Path, *, again: bool = False) -> float | None:
-    """When a run should be pushed, seconds since the epoch; None where the server has all of it."""
+    """When a run should be pushed, seconds since the epoch; None where the server has all of it, or is to have none."""
+    if (run_dir / _UNWANTED).exists():
+        return None
     position = journal_position(run_dir)
     if position is None:
         return None
