@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -41,6 +41,11 @@ def parse(model: type[Arguments], values: dict[str, Any]) -> Arguments:
         raise UserError("\n  ".join(lines)) from None
 
 
+def names(given: str | None) -> list[str]:
+    """Splits a list of names at its commas; none where nothing is given."""
+    return [name.strip() for name in given.split(",") if name.strip()] if given else []
+
+
 @contextmanager
 def marked_refusal(run_dir: Path | None) -> Iterator[None]:
     """Leaves the file `refused` in an existing run folder when input is refused, and lets the error pass."""
@@ -62,6 +67,18 @@ def mark_refusal(run_dir: Path, error: UserError) -> None:
     # A folder that is not there or cannot be written may be what is refused.
     with suppress(OSError), (run_dir / "refused").open("x") as file:
         file.write(f"error: {error}\n")
+
+
+def repeated(argv: Sequence[str], flag: str) -> list[str]:
+    """Lets one flag take several values, as in `--policies A B C`: click wants it before each."""
+    written: list[str] = []
+    is_open = False
+    for word in argv:
+        is_open = word == flag or (is_open and not word.startswith("-"))
+        if is_open and word != flag and written[-1] != flag:
+            written.append(flag)
+        written.append(word)
+    return written
 
 
 def command(model: type[Arguments], main: Callable[[Arguments], None]) -> typer.Typer:

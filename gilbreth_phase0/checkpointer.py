@@ -152,11 +152,14 @@ class Checkpointer:
         now = time.monotonic()
         return Saved(checkpoint, sealed + now - named_from, save.held_seconds + now - since)
 
-    def restore(self) -> Restored:
+    def restore(self, first_step: int = 0) -> Restored:
         """Loads the newest whole checkpoint into the engine, whatever number of ranks saved it.
 
+        Args:
+            first_step: Where the training begins: a checkpoint of that step is the end of what came before it.
+
         Returns:
-            Where it leaves the run; step 0 where the run has no checkpoint yet.
+            Where it leaves the run; the first step where there is no checkpoint behind it yet.
 
         Raises:
             NoWholeCheckpointError: There are checkpoints and none is whole.
@@ -166,8 +169,8 @@ class Checkpointer:
         # They may be what fills the disk: the next save would find no room, and only a save that is done clears up.
         self._job.on_main(lambda: checkpoints.clear_leftovers(self._folder))
         choice = self._job.on_main(lambda: checkpoints.newest_whole(self._folder, say=self._job.say))
-        if choice is None:
-            return Restored(save_seconds=self._expected_save_seconds())
+        if choice is None or choice[1].step <= first_step:
+            return Restored(step=first_step, save_seconds=self._expected_save_seconds())
         checkpoint, manifest = choice
         here = (self._job.ranks.world_size, self._engine.zero_optimization_stage())
         if here[1] != manifest.zero_stage:

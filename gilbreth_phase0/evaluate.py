@@ -1,57 +1,74 @@
-"""Stage program `eval`: full episodes of a policy bundle in the environment that it was trained for."""
+"""Stage program `eval`: full episodes of policies in the environment that they were trained for."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from gilbreth_phase0.arguments import StageArguments, command
-from gilbreth_phase0.datasets import read_environment, require_dataset
+from gilbreth_phase0 import comparison
+from gilbreth_phase0.arguments import StageArguments, command, repeated
+from gilbreth_phase0.contenders import Contender, agreed_environment, find_contenders, with_horizon
 from gilbreth_phase0.environments import EnvironmentArguments, RobosuiteEnv
+from gilbreth_phase0.parallel import Films, Trial, apart, together
 from gilbreth_phase0.progress import progress
 from gilbreth_phase0.ranks import Ranks
 from gilbreth_phase0.rollout import Episode, run_policy_episode
-from gilbreth_phase0.run_folder import make_run_folder, write_done
+from gilbreth_phase0.run_folder import DONE_FILE, make_run_folder, write_done
+from gilbreth_phase0.starts import Starts, choose_starts
 from gilbreth_phase0.statistics import wilson_interval
-from gilbreth_phase0.workers import ordered_map
-from tracking import ExperimentTracker
+from gilbreth_phase0.videos import FOLDER as VIDEOS
+from gilbreth_phase0.videos import check_rendering, film
+from tracking import ExperimentTracker, inbox
 from tracking.errors import UserError
 from tracking.files import read_json, write_json
-from tracking.store import Resolved, open_store, resolve
+from tracking.store import open_store
 from tracking.store.lineage import record_use
-from tracking.store.reference import parse
 
 if TYPE_CHECKING:
     from gilbreth_phase0.policies import Policy
 
-TRAINED, UNTRAINED = "trained", "untrained"
-
-# Imported once for all workers: LeRobot and its policies take seconds.
-_PRELOAD = ("gilbreth_phase0.policies", "lerobot.policies.factory", "lerobot.envs.utils")
+_REPORT = "report"
 
 
 class Arguments(StageArguments):
     """Arguments of the stage program."""
 
-    policy: Annotated[str, BeforeValidator(str)] = Field(
-        description="a model by name (act-lift:best), or the folder of a policy bundle"
+    policy: Annotated[str, BeforeValidator(str)] | None = Field(
+        None, description="a model by name (act-lift:best), or the folder of a policy bundle"
     )
-    episodes: int = Field(20, ge=1, description="episodes to run")
-    seed: int = Field(100_000, ge=0, description="seed of the first episode; demonstrations use low seeds")
+    policies: list[str] = Field(
+        [], description="several, all on the same seeds and compared with the first: A B C, or A,B,C"
+    )
+    episodes: int = Field(20, ge=1, description="episodes of each policy")
+    starts: Literal["fixed", "fresh", "demonstrations"] = Field(
+        "fixed",
+        description="fixed: always the same seeds; fresh: drawn anew, and printed; demonstrations: the starts that were"
+        " demonstrated, apart from as many fixed ones",
+    )
+    seed: int | None = Field(None, ge=0, description="seed of the first episode, to repeat fresh ones; 1000000 without")
     num_workers: int = Field(2, ge=1, description="processes that simulate; the result is the same with any number")
+    acting: Literal["auto", "apart", "together"] = Field(
+        "auto",
+        description="apart: each process has its own copy of the policy; together: one policy acts for all; auto:"
+        " together where the policy is on a GPU",
+    )
     untrained: bool = Field(False, description="also evaluate a freshly initialised policy on the same seeds")
-    dataset: Path | None = Field(None, description="dataset folder whose environment to use, for a bundle without one")
+    dataset: Path | None = Field(None, description="dataset whose environment to use; its starts, where they are asked")
     max_steps: int | None = Field(None, ge=1, description="steps of an episode; the environment's horizon without it")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where the policy runs; a small one is fastest on a CPU")
-    run_dir: Path | None = Field(None, description="run folder to write evaluation.json and done.json to")
+    save_video: bool = Field(False, description="film episodes, the outcome in the file's name; this takes time")
+    video_episodes: int = Field(5, ge=1, description="with --save-video: so many of each policy, the first ones")
+    run_dir: Path | None = Field(None, description="run folder to write evaluation.json, videos and done.json to")
+    report_to: Path | None = Field(None, description="run folder of the training whose journal gets the result too")
+    step: int | None = Field(None, ge=0, description="with --report-to: the training step that the policy is of")
     wandb_project: str = Field("vla-lego", description="W&B project of the run")
 
 
@@ -90,16 +107,16 @@ class EvaluationResult:
     def _steps(self) -> int:
         return sum(episode.length for episode in self.episodes)
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, namespace: str = "eval") -> dict[str, float]:
         """What the tracker logs of it."""
         low, high = self.interval
         return {
-            "eval/success_rate": self.success_rate,
-            "eval/success_rate_low": low,
-            "eval/success_rate_high": high,
-            "eval/reward_per_step": self.reward_per_step,
-            "eval/mean_length": self.mean_length,
-            "eval/episodes": float(len(self.episodes)),
+            f"{namespace}/success_rate": self.success_rate,
+            f"{namespace}/success_rate_low": low,
+            f"{namespace}/success_rate_high": high,
+            f"{namespace}/reward_per_step": self.reward_per_step,
+            f"{namespace}/mean_length": self.mean_length,
+            f"{namespace}/episodes": float(len(self.episodes)),
         }
 
     def as_json(self) -> dict[str, Any]:
@@ -128,7 +145,11 @@ def summary(episodes: Iterable[Episode]) -> EvaluationResult:
 
 
 def evaluate_policy(
-    policy: Policy, environment: EnvironmentArguments, seeds: Iterable[int], max_steps: int | None = None
+    policy: Policy,
+    environment: EnvironmentArguments,
+    seeds: Sequence[int],
+    max_steps: int | None = None,
+    videos: Path | None = None,
 ) -> Iterator[Episode]:
     """Runs a policy over full episodes in this process, one each time the next is asked for.
 
@@ -140,8 +161,10 @@ def evaluate_policy(
         environment: What to rebuild.
         seeds: One an episode.
         max_steps: Steps of an episode, in place of the environment's horizon.
+        videos: Where films of the episodes go; None for none.
     """
-    env = RobosuiteEnv(with_horizon(environment, max_steps))
+    plain = RobosuiteEnv(with_horizon(environment, max_steps), "rgb_array" if videos is not None else None)
+    env = film(plain, videos, seeds)
     try:
         for seed in seeds:
             yield run_policy_episode(policy, env, seed)
@@ -149,94 +172,84 @@ def evaluate_policy(
         env.close()
 
 
-def with_horizon(environment: EnvironmentArguments, max_steps: int | None) -> EnvironmentArguments:
-    """The same environment with another horizon, where one is given."""
-    return environment if max_steps is None else environment.model_copy(update={"horizon": max_steps})
-
-
-def write_evaluation(run_dir: Path, results: dict[str, EvaluationResult]) -> None:
+def write_evaluation(run_dir: Path, results: Mapping[str, EvaluationResult]) -> None:
     """Writes RUN/evaluation.json: results by the policy's name in this evaluation (`trained`, `untrained`)."""
     write_json(run_dir / "evaluation.json", {name: result.as_json() for name, result in results.items()})
 
 
-class PolicyWorker:
-    """Runs episodes of a bundle's policy, or of a fresh one of the same kind, in a process of its own."""
-
-    def __init__(self, bundle: Path, environment: EnvironmentArguments, device: str) -> None:
-        """Loads the bundle and builds the environment."""
-        from gilbreth_phase0.policies import load_bundle
-
-        self._env = RobosuiteEnv(environment)
-        self._policies = {TRAINED: load_bundle(bundle, device)}
-
-    def __call__(self, item: tuple[str, int]) -> Episode:
-        """Runs one episode of the named policy from a seed."""
-        name, seed = item
-        if name not in self._policies:
-            self._policies[name] = untrained(self._policies[TRAINED])
-        return run_policy_episode(self._policies[name], self._env, seed)
-
-
-def untrained(policy: Policy, seed: int = 0) -> Policy:
-    """A policy of the same configuration with fresh weights and the same processors."""
-    import torch
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = type(policy.model)(policy.config)
-    return dataclasses.replace(policy, model=model.to(policy.config.device))
-
-
 def main(arguments: Arguments) -> None:
-    """Evaluates a policy bundle over full episodes: success rate with its 95 % interval, reward and steps."""
+    """Evaluates policies over full episodes: success rates with 95 % intervals, reward, steps, and who is better."""
     if Ranks.from_environment().rank > 0:
         return
-    found = find_policy(arguments.policy)
-    if arguments.dataset is not None:
-        require_dataset(arguments.dataset)
-    environment = with_horizon(read_environment(arguments.dataset or found.path), arguments.max_steps)
+    given = [arguments.policy] if arguments.policy is not None else []
+    contenders = find_contenders([*given, *(one for text in arguments.policies for one in text.split(",") if one)])
+    environment = agreed_environment(contenders, arguments.dataset, arguments.max_steps)
+    groups = choose_starts(arguments.starts, arguments.seed, arguments.episodes, arguments.dataset)
+    step = reported_step(arguments, contenders)
+    if arguments.save_video:
+        check_rendering()
     if arguments.run_dir is not None:
         make_run_folder(arguments.run_dir)
-    names = [TRAINED, UNTRAINED] if arguments.untrained else [TRAINED]
-    with begin_run(arguments, found) as tracker:
-        started = time.monotonic()
-        results = run(partial(PolicyWorker, found.path, environment, arguments.device), names, arguments)
-        show(results, arguments, time.monotonic() - started)
-        tracker.log_metrics(results[TRAINED].metrics(), step=arguments.episodes)
+    with begin_run(arguments, contenders) as tracker:
+        results = [run(contenders, environment, starts, arguments) for starts in groups]
+        written: dict[str, Any] = {}
+        for starts, found in zip(groups, results, strict=True):
+            facts = {"starts": starts.kind}
+            written |= {starts.key(name): one for name, one in comparison.as_json(found, facts).items()}
+        first = next(iter(results[0].values()))
+        tracker.log_metrics(first.metrics(), step=arguments.episodes)
         if arguments.run_dir is not None:
-            write_evaluation(arguments.run_dir, results)
+            write_json(arguments.run_dir / "evaluation.json", written)
     if arguments.run_dir is not None:
-        write_done(arguments.run_dir, arguments.episodes, policy=str(found))
+        policies = ", ".join(str(one.found) for one in contenders)
+        write_done(arguments.run_dir, arguments.episodes, policy=policies)
+    if arguments.report_to is not None and step is not None:
+        report(arguments.report_to, step, first)
 
 
-def find_policy(given: str) -> Resolved:
-    """Finds a policy by name, in the model store or on W&B, or as a folder.
+def reported_step(arguments: Arguments, contenders: Sequence[Contender]) -> int | None:
+    """The step that a result is reported at; None where it is not.
 
     Raises:
-        UserError: There is none.
+        UserError: It is to be reported, and the step is not known or there are several policies.
     """
-    wanted = parse(given)
-    found = Resolved(wanted.absolute()) if isinstance(wanted, Path) else resolve(given, open_store())
-    if not (found.path / "config.json").is_file():
-        raise UserError(
-            f"no policy bundle at {found.path} (config.json is missing)."
-            " Expected the `bundle` folder of a finished bc run, or a model's name: python -m tracking.models list"
-        )
-    if found.note:
-        print(found.note, flush=True)
-    return found
+    if arguments.report_to is None:
+        return None
+    if len(contenders) > 1:
+        raise UserError(f"--report-to {arguments.report_to}: a run gets the result of one policy, not of several")
+    if read_json(arguments.report_to / "run.json") is None:
+        raise UserError(f"--report-to {arguments.report_to}: no tracked run is there (run.json is missing)")
+    found = contenders[0].found
+    if arguments.step is not None:
+        return arguments.step
+    if found.version is not None and found.version.step is not None:
+        return found.version.step
+    name, _, number = found.path.name.partition("-")
+    if name == "step" and number.isdigit():
+        return int(number)
+    raise UserError(f"--report-to {arguments.report_to}: of which training step is {found}?\n  next: --step N")
 
 
-def begin_run(arguments: Arguments, found: Resolved) -> ExperimentTracker:
-    """Begins the run of an evaluation, a user of the model; without a run folder nothing is tracked."""
+def report(run_dir: Path, step: int, result: EvaluationResult) -> None:
+    """Hands a result to the run that trained the policy, and appends it where that has ended."""
+    inbox.put(run_dir, _REPORT, step, result.metrics(_REPORT))
+    if (run_dir / DONE_FILE).is_file():
+        inbox.take_after_end(run_dir)
+        print(f"the result of step {step} stands in the journal of {run_dir}", flush=True)
+    else:
+        print(f"{run_dir} takes the result of step {step} at its next checkpoint", flush=True)
+
+
+def begin_run(arguments: Arguments, contenders: Sequence[Contender]) -> ExperimentTracker:
+    """Begins the run of an evaluation, a user of the models; without a run folder nothing is tracked."""
     run_dir = arguments.run_dir
-    config = json.loads(arguments.model_dump_json()) | {"model": str(found)}
+    config = json.loads(arguments.model_dump_json()) | {"model": ", ".join(str(one.found) for one in contenders)}
     tracker = ExperimentTracker(
         project=arguments.wandb_project,
         config=config,
         tags={
-            "model": str(read_json(found.path / "config.json").get("type", "policy")),
-            "dataset": "fresh-seeds",
+            "model": str(read_json(contenders[0].found.path / "config.json").get("type", "policy")),
+            "dataset": f"{arguments.starts}-seeds",
             "objective": "eval",
             "experiment_group": "eval",
         },
@@ -245,50 +258,43 @@ def begin_run(arguments: Arguments, found: Resolved) -> ExperimentTracker:
         enabled=run_dir is not None,
     )
     if tracker.is_active() and run_dir is not None:
-        record_use(open_store(), found, run_dir)
+        for one in contenders:
+            record_use(open_store(), one.found, run_dir)
     return tracker
 
 
 def run(
-    make_worker: Callable[[], Callable[[tuple[str, int]], Episode]], names: list[str], arguments: Arguments
+    contenders: Sequence[Contender], environment: EnvironmentArguments, starts: Starts, arguments: Arguments
 ) -> dict[str, EvaluationResult]:
-    """Runs the episodes of every policy in worker processes."""
-    seeds = range(arguments.seed, arguments.seed + arguments.episodes)
-    items = [(name, seed) for name in names for seed in seeds]
-    episodes: dict[str, list[Episode]] = {name: [] for name in names}
+    """Runs the episodes of every policy from the same starts, and shows what came out."""
+    films = Films((arguments.run_dir or Path()) / VIDEOS, arguments.video_episodes) if arguments.save_video else None
+    trial = Trial(
+        bundles={one.name: one.found.path for one in contenders},
+        environment=environment,
+        seeds=starts.seeds,
+        device=arguments.device,
+        num_workers=arguments.num_workers,
+        untrained=arguments.untrained,
+        films=films,
+    )
+    acting = arguments.acting if arguments.acting != "auto" else "together" if arguments.device == "cuda" else "apart"
+    episodes: dict[str, list[Episode]] = {name: [] for name in trial.names}
+    began = time.monotonic()
     with (
-        progress("episodes", len(items)) as advance,
-        ordered_map(make_worker, items, arguments.num_workers, _PRELOAD) as finished,
+        progress("episodes", len(episodes) * len(starts.seeds)) as advance,
+        (together if acting == "together" else apart)(trial) as finished,
     ):
-        for (name, _), episode in zip(items, finished, strict=True):
+        for name, episode in finished:
             episodes[name].append(episode)
             advance(f"{name}: {sum(one.success for one in episodes[name])}/{len(episodes[name])} succeeded")
-    return {name: summary(found) for name, found in episodes.items()}
-
-
-def show(results: dict[str, EvaluationResult], arguments: Arguments, seconds: float) -> None:
-    """Prints a table, one row a policy."""
-    from rich.console import Console
-    from rich.table import Table
-
-    last = arguments.seed + arguments.episodes - 1
-    title = f"{arguments.policy}: seeds {arguments.seed} to {last}, {seconds:.1f} s"
-    table = Table(
-        "policy", "success", "95 % interval", "reward a step", "mean steps", title=title, title_justify="left"
-    )
-    for name, result in results.items():
-        low, high = result.interval
-        table.add_row(
-            name,
-            f"{result.successes}/{len(result.episodes)}",
-            f"{100 * low:.0f}-{100 * high:.0f} %",
-            f"{result.reward_per_step:.2f}",
-            f"{result.mean_length:.0f}",
-        )
-    Console().print(table)
+    results = {name: summary(found) for name, found in episodes.items()}
+    comparison.show(results, f"{starts}; {time.monotonic() - began:.1f} s")
+    if films is not None:
+        print(f"videos: {films.folder}", flush=True)
+    return results
 
 
 app = command(Arguments, main)
 
 if __name__ == "__main__":
-    app()
+    app(repeated(sys.argv[1:], "--policies"))

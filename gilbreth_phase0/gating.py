@@ -3,6 +3,9 @@
 ```
 RUN/bundle/                          the newest policy that was made of a checkpoint
 RUN/best/step-00000300/              the best one so far; hard links
+RUN/best_model/                      the same; hard links, as those that follow
+RUN/checkpoint_5000/                 the policy of every 5000th step
+RUN/final_model/                     that of the last step
 RUN/evaluations/step-00000300.json   what an evaluation found, what was decided, and what was published
 RUN/gate.json                        what the gate remembers
 ```
@@ -11,21 +14,21 @@ All of it can be repeated: what an attempt that was killed in here did not come 
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gilbreth_phase0.datasets import read_environment
 from gilbreth_phase0.job import Job
+from gilbreth_phase0.kept_bundles import BUNDLE, FINAL_MODEL, best_bundle, keep_best, take_bundle
 from gilbreth_phase0.publishing import BEST, FINAL, LAST_SEED, Candidate, Trials, publish_policy
 from gilbreth_phase0.stop import Stop
 from gilbreth_phase0.trials import Stopped, Try, with_all_ranks
+from gilbreth_phase0.videos import FOLDER as VIDEOS
 from tracking import checkpoints
 from tracking.errors import UserError
-from tracking.files import fsync_dir, read_json, write_json
+from tracking.files import read_json, write_json
 from tracking.gate import BestRule, Evaluation, Gate, ModelManagement, Verdict
 from tracking.gate.best import Outcomes
 from tracking.gate.gate import STATE, Confirm
@@ -38,9 +41,6 @@ if TYPE_CHECKING:
     from gilbreth_phase0.policies import Policy
     from gilbreth_phase0.rollout import Episode
     from tracking import ExperimentTracker
-
-BUNDLE = "bundle"
-"""The folder in a run folder that the trained policy ends up in."""
 
 # What of an episode counts where a metric decides what is best.
 _VALUES: Mapping[str, Callable[[Episode], float]] = {
@@ -55,8 +55,8 @@ class Gating:
 
     Attributes:
         policy: The policy that is trained; its weights are taken from checkpoints.
-        policy_type: LeRobot's name of its type.
-        dataset: The folder of the dataset that it is trained on.
+        policy_type: What its model is called before the datasets' names: LeRobot's name of its type, or `dagger`.
+        datasets: The folders of the datasets that it is trained on; the first one names the environment.
         facts: What else the metadata of its models tell.
         seeds: The seeds that select a policy; none for no evaluation.
         rules: What is uploaded, and when.
@@ -64,11 +64,19 @@ class Gating:
         last_step: The step that training ends with.
         job: This rank and its job.
         tracker: Logs on rank 0.
+        milestones: Steps whose policies get a name whether the gate uploads them or not; the last one always does.
+        inputs: The models that it was made from, as `name:vN`.
+        max_steps: Steps of an episode, in place of the environment's horizon.
+        mirror: Whether W&B gets what the gate uploads.
+        save_video: Whether the evaluation of the last step is filmed.
+        checkpoint_freq: Steps between the bundles that stay; 0 for none.
+        eval_freq: Where bundles stay: which of their steps are evaluated, beside the last one and the milestones.
+        made: The bundle that is decided about, where it is not RUN/bundle.
     """
 
     policy: Policy
     policy_type: str
-    dataset: Path
+    datasets: Sequence[Path]
     facts: Mapping[str, Any]
     seeds: range
     rules: ModelManagement
@@ -76,6 +84,14 @@ class Gating:
     last_step: int
     job: Job
     tracker: ExperimentTracker
+    milestones: frozenset[int] = frozenset()
+    inputs: Sequence[str] = ()
+    max_steps: int | None = None
+    mirror: bool = True
+    save_video: bool = False
+    checkpoint_freq: int = 0
+    eval_freq: int = 0
+    made: Path | None = None
 
     def consider(self, step: int) -> Stop:
         """Makes the newest checkpoint a bundle and evaluates it; publishes it where the gate says so, and at the end.
@@ -88,18 +104,45 @@ class Gating:
         Returns:
             Why the ranks stopped before the end of the evaluation, or `Stop.NO`.
         """
-        checkpoint = self.job.on_main(self._make_bundle)
+        checkpoint = self.job.on_main(lambda: self._make_bundle(step))
+        if not self.is_decided(step):
+            return Stop.NO
         try:
-            with_all_ranks(self.job, self._bundle, lambda tries: self.decide(step, checkpoint, tries))
+            with_all_ranks(
+                self.job,
+                self._bundle,
+                lambda tries: self.decide(step, checkpoint, tries),
+                max_steps=self.max_steps,
+                videos=self.job.run_dir / VIDEOS if self.save_video and step == self.last_step else None,
+                filmed=self.seeds,
+            )
+        except Stopped as stopped:
+            return stopped.stop
+        return Stop.NO
+
+    def consider_start(self, bundle: Path) -> Stop:
+        """Evaluates the policy that the run starts from, as that of step 0; every rank must call it.
+
+        Args:
+            bundle: Its folder, which stays as it is.
+        """
+        self.job.on_main(lambda: take_bundle(bundle, self._bundle))
+        try:
+            with_all_ranks(self.job, self._bundle, lambda tries: self.decide(0, None, tries), max_steps=self.max_steps)
         except Stopped as stopped:
             return stopped.stop
         return Stop.NO
 
     @property
     def _bundle(self) -> Path:
-        return self.job.run_dir / BUNDLE
+        return self.made if self.made is not None else self.job.run_dir / BUNDLE
 
-    def _make_bundle(self) -> Path:
+    def is_decided(self, step: int) -> bool:
+        """Whether a step is more than one of those whose bundles stay."""
+        is_evaluated = self.eval_freq > 0 and step % self.eval_freq == 0
+        return not self.checkpoint_freq or is_evaluated or step in {self.last_step, *self.milestones}
+
+    def _make_bundle(self, step: int) -> Path:
         """Makes the policy bundle of the newest checkpoint, on rank 0, and returns the checkpoint."""
         from gilbreth_phase0.policies import save_bundle
         from tracking.consolidate import consolidated_weights
@@ -108,16 +151,26 @@ class Gating:
         found = checkpoints.newest_whole(self.job.run_dir / "checkpoints", self.job.say)
         if found is None:
             raise RuntimeError(f"a step was saved, and there is no checkpoint in {self.job.run_dir}")
-        save_bundle(self.policy, consolidated_weights(found[0]), read_environment(self.dataset), self._bundle)
-        self.job.say(f"policy bundle: {self._bundle}")
+        save_bundle(self.policy, consolidated_weights(found[0]), read_environment(self.datasets[0]), self._bundle)
+        self.keep(step)
         return found[0]
 
-    def decide(self, step: int, checkpoint: Path, tries: Try) -> None:
+    def keep(self, step: int) -> None:
+        """Has the bundle of a step where users and later stages look for it."""
+        if self.made is not None:
+            take_bundle(self.made, self.job.run_dir / BUNDLE)
+        self.job.say(f"policy bundle: {self.job.run_dir / BUNDLE}")
+        if self.checkpoint_freq and step % self.checkpoint_freq == 0:
+            take_bundle(self._bundle, self.job.run_dir / f"checkpoint_{step}")
+        if step == self.last_step:
+            take_bundle(self._bundle, self.job.run_dir / FINAL_MODEL)
+
+    def decide(self, step: int, checkpoint: Path | None, tries: Try) -> None:
         """What rank 0 does with the run's bundle.
 
         Args:
             step: The step that it is of.
-            checkpoint: The checkpoint that it was made of.
+            checkpoint: The checkpoint that it was made of; None for the policy that the run started from.
             tries: Evaluates policies.
         """
         record = Record.read(self.job.run_dir, step, self._bundle)
@@ -128,10 +181,11 @@ class Gating:
         verdict = self._consider(gate, step, result, tries)
         self.job.check_ownership()
         if BEST in verdict.aliases and gate.best_step == step:
-            checkpoints.mark_best(checkpoint)
-            keep_best(self.job.run_dir, step)
+            if checkpoint is not None:
+                checkpoints.mark_best(checkpoint)
+            keep_best(self.job.run_dir, step, self._bundle)
         record = record.plus(verdict=asdict(verdict))
-        if verdict.upload or step == self.last_step:
+        if verdict.upload or step in {self.last_step, *self.milestones}:
             model = self._publish(step, result, verdict, gate, tries)
             if model is None:  # the next attempt tries again
                 return
@@ -140,7 +194,8 @@ class Gating:
 
     def _evaluate(self, record: Record, tries: Try) -> tuple[Record, EvaluationResult]:
         """Evaluates the bundle, where no attempt before this one did; the record has it then."""
-        from gilbreth_phase0.evaluate import TRAINED, write_evaluation
+        from gilbreth_phase0.contenders import TRAINED
+        from gilbreth_phase0.evaluate import write_evaluation
 
         result = record.result()
         if result is None:
@@ -148,7 +203,7 @@ class Gating:
             self.job.check_ownership()
             record = record.plus(**{TRAINED: result.as_json()})
             record.write()
-        self.tracker.log_metrics(result.metrics(), step=record.step)
+        self.tracker.log_result(result.metrics(), step=record.step)
         self.job.say(f"evaluation on seeds {self.seeds[0]} to {self.seeds[-1]}: {result}")
         if record.step == self.last_step:
             write_evaluation(self.job.run_dir, {TRAINED: result})
@@ -164,7 +219,7 @@ class Gating:
         verdict = gate.consider(evaluation, self._confirmation(gate, tries))
         if step == self.last_step and not verdict.upload and not self.rules.faults(evaluation.metrics):
             verdict = Verdict(True, verdict.aliases, (*verdict.reasons, "the last one"))
-        self.job.say(f"step {step}: {verdict}")
+        self.job.say(f"step {step}: {verdict}{'' if self.mirror else ' (W&B does not get it)'}")
         return verdict
 
     def _confirmation(self, gate: Gate, tries: Try) -> Confirm | None:
@@ -191,11 +246,12 @@ class Gating:
             run_dir=self.job.run_dir,
             bundle=self._bundle,
             policy=self.policy_type,
-            dataset=self.dataset.name,
+            dataset="-".join(folder.name for folder in self.datasets),
             step=step,
             outcomes=self._outcomes(result) if result else {},
             metric=metric_name(self.rules.best_model_metric),
             facts=self._facts(result, verdict, gate),
+            inputs=self.inputs,
         )
         trials = Trials(
             on=lambda bundle, seeds: self._outcomes(tries(bundle, seeds)),
@@ -207,7 +263,7 @@ class Gating:
                 candidate,
                 aliases,
                 may_be_best=BEST in verdict.aliases,
-                mirror=verdict.upload,
+                mirror=verdict.upload and self.mirror,
                 rule=self.best_rule,
                 trials=trials if result else None,
             )
@@ -220,7 +276,7 @@ class Gating:
             return None
         names = ", ".join(published.version.aliases)
         self.job.say(f"model {published} ({names}) in {published.folder}; best: {why}")
-        if not verdict.upload:
+        if not (verdict.upload and self.mirror):
             self.job.say(f"  it stays here; to have it on W&B all the same: python -m tracking.models push {published}")
         return str(published)
 
@@ -263,7 +319,8 @@ class Record:
 
     def result(self) -> EvaluationResult | None:
         """What the evaluation found, where there was one."""
-        from gilbreth_phase0.evaluate import TRAINED, EvaluationResult
+        from gilbreth_phase0.contenders import TRAINED
+        from gilbreth_phase0.evaluate import EvaluationResult
         from gilbreth_phase0.rollout import Episode
 
         found = self.value.get(TRAINED)
@@ -277,29 +334,6 @@ class Record:
         """Writes it, whole or not at all."""
         self.path.parent.mkdir(exist_ok=True)
         write_json(self.path, dict(self.value))
-
-
-def keep_best(run_dir: Path, step: int) -> None:
-    """Keeps the run's bundle as that of the best step; the one before it goes."""
-    folder, bundle = run_dir / BEST, run_dir / BUNDLE
-    folder.mkdir(exist_ok=True)
-    target, temporary = folder / checkpoints.step_tag(step), folder / ".tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    # A bundle's files are never written again: the next bundle is a new folder.
-    shutil.copytree(bundle, temporary, copy_function=os.link)
-    if target.exists():
-        shutil.rmtree(target)
-    temporary.rename(target)
-    fsync_dir(folder)
-    for other in folder.iterdir():
-        if other != target:
-            shutil.rmtree(other, ignore_errors=True)
-
-
-def best_bundle(run_dir: Path, step: int | None) -> Path | None:
-    """The bundle of the best step so far, where it was kept."""
-    folder = run_dir / BEST / checkpoints.step_tag(step) if step is not None else None
-    return folder if folder is not None and folder.is_dir() else None
 
 
 def outcomes_of(result: EvaluationResult, metric: str) -> dict[int, float]:

@@ -155,17 +155,46 @@ def check_features(policy: Policy, given: Mapping[str, Sequence[int]]) -> None:
         UserError: Names each feature, what was expected and what was given.
     """
     config = policy.config
-    expected = {name: tuple(feature.shape) for name, feature in config.input_features.items()}
-    expected_out = {name: tuple(feature.shape) for name, feature in config.output_features.items()}
-    faults = [f"{name} is missing, expected shape {shape}" for name, shape in expected.items() if name not in given]
+    _check_shapes(
+        config.type,
+        {name: tuple(feature.shape) for name, feature in config.input_features.items()},
+        {name: tuple(feature.shape) for name, feature in config.output_features.items()},
+        given,
+    )
+
+
+def check_bundle(bundle: Path, given: Mapping[str, Sequence[int]]) -> None:
+    """As `check_features`, by the configuration of a bundle alone; nothing is loaded.
+
+    Raises:
+        UserError: As there, or the configuration cannot be read.
+    """
+    try:
+        config = json.loads((bundle / "config.json").read_text())
+        inputs, outputs = (
+            {name: tuple(feature["shape"]) for name, feature in (config.get(kind) or {}).items()}
+            for kind in ("input_features", "output_features")
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{bundle / 'config.json'} is no LeRobot configuration: {error!r}") from error
+    _check_shapes(str(config.get("type", "")), inputs, outputs, given)
+
+
+def _check_shapes(
+    kind: str,
+    inputs: Mapping[str, tuple[int, ...]],
+    outputs: Mapping[str, tuple[int, ...]],
+    given: Mapping[str, Sequence[int]],
+) -> None:
+    faults = [f"{name} is missing, expected shape {shape}" for name, shape in inputs.items() if name not in given]
     faults += [
         f"{name} has shape {tuple(given[name])}, expected {shape}"
-        for name, shape in (expected | expected_out).items()
+        for name, shape in {**inputs, **outputs}.items()
         if name in given and tuple(given[name]) != shape
     ]
     if faults:
         raise UserError(
-            f"this {config.type} policy was trained with other features: {'; '.join(faults)}\n"
+            f"this {kind} policy was trained with other features: {'; '.join(faults)}\n"
             "  next: use it in the environment that it was trained for (environment.json in its folder)"
         )
 

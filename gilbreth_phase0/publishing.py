@@ -49,6 +49,7 @@ class Candidate:
         outcomes: What it got on each seed, in the metric that decides what is best; empty where it was not tried.
         metric: That metric.
         facts: What else goes into the metadata.
+        inputs: The models that it was made from, as `name:vN`.
     """
 
     run_dir: Path
@@ -59,6 +60,7 @@ class Candidate:
     outcomes: Outcomes = field(default_factory=dict)
     metric: str = SUCCESS
     facts: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -133,6 +135,7 @@ def publish_policy(
                 given,
                 {**facts, COMPARISON: {"is_best": comparison.is_best, "why": comparison.why, **comparison.facts}},
                 run_dir=candidate.run_dir if _run_id(candidate.run_dir) else None,
+                inputs=candidate.inputs,
                 mirror=mirror,
                 expected={BEST: comparison.against} if comparison.is_best else None,
             )

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from gilbreth_phase0.acting import PolicyActor
 from gilbreth_phase0.environments import Observation, RobosuiteEnv, Vector
 
 if TYPE_CHECKING:
     from gilbreth_phase0.policies import Policy
+    from gilbreth_phase0.videos import FilmedEnv
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Episode:
     reward: float
 
 
-def run_episode(env: RobosuiteEnv, act: Callable[[Observation], Vector], seed: int) -> Episode:
+def run_episode(env: RobosuiteEnv | FilmedEnv, act: Callable[[Observation], Vector], seed: int) -> Episode:
     """Runs one full episode.
 
     Args:
@@ -50,29 +50,22 @@ def run_episode(env: RobosuiteEnv, act: Callable[[Observation], Vector], seed: i
             return Episode(seed, info["is_success"], length, total)
 
 
-def run_policy_episode(policy: Policy, env: RobosuiteEnv, seed: int) -> Episode:
+def run_policy_episode(policy: Policy, env: RobosuiteEnv | FilmedEnv, seed: int) -> Episode:
     """Runs a policy over one full episode, which follows from the policy and the seed alone.
 
     The caller's random numbers, thread count and training mode are left as they were.
     """
     import torch
-    from lerobot.envs.utils import preprocess_observation
 
-    def act(observation: Observation) -> Vector:
-        batch: dict[str, Any] = preprocess_observation(dict(observation))
-        batch["task"] = [env.task_description]
-        action = policy.postprocessor(policy.model.select_action(policy.preprocessor(batch)))
-        # A policy may overshoot what the controller takes.
-        return np.asarray(np.clip(action.squeeze(0).cpu().numpy(), -1.0, 1.0), dtype=np.float32)
-
-    with _undisturbed(policy.model), torch.inference_mode():
+    actor = PolicyActor(policy, env.task_description)
+    with undisturbed(policy.model):
         torch.manual_seed(seed)
-        policy.model.reset()
-        return run_episode(env, act, seed)
+        actor.reset()
+        return run_episode(env, actor.action, seed)
 
 
 @contextmanager
-def _undisturbed(model: Any) -> Iterator[None]:
+def undisturbed(model: Any) -> Iterator[None]:
     """One thread (results must not depend on how many there are) and evaluation mode; all back as it was after it."""
     import torch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 Z_95 = 1.959963984540054
 """Half-width of the central 95 % of the standard normal distribution."""
@@ -34,3 +35,18 @@ def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float
     low = 0.0 if successes == 0 else (centre - spread) / scale
     high = 1.0 if successes == trials else (centre + spread) / scale
     return low, high
+
+
+def holm(chances: Sequence[float]) -> list[float]:
+    """Corrects p-values for how many there are (Holm), in the order given.
+
+    So corrected, the chance that any of them is at most 5 % where all differences are chance is at most 5 %, whatever
+    they have to do with each other.
+    """
+    order = sorted(range(len(chances)), key=lambda index: chances[index])
+    corrected = [0.0] * len(chances)
+    greatest = 0.0
+    for rank, index in enumerate(order):
+        greatest = max(greatest, min(1.0, (len(chances) - rank) * chances[index]))
+        corrected[index] = greatest
+    return corrected

@@ -17,6 +17,7 @@ from gilbreth_phase0.sampling import BatchPlan, ShardedBatches
 from gilbreth_phase0.stop import TERMINATED_EXIT_CODE, Stop
 from tracking import ExperimentTracker, checkpoints
 from tracking.checkpoints import Retention
+from tracking.inbox import take_after_end
 from tracking.journal.lines import State
 from tracking.ownership import AttemptKey
 
@@ -34,20 +35,22 @@ class Schedule:
         save_freq: Steps between checkpoints; the last step is saved in any case.
         retention: Checkpoints that stay.
         eval_freq: Steps between evaluations, before each of which the step is saved; 0 for none but the last.
+        checkpoint_freq: Steps between the bundles that stay, each made of a saved step; 0 for none.
     """
 
     log_interval: int
     save_freq: int
     retention: Retention
     eval_freq: int = 0
+    checkpoint_freq: int = 0
 
     def saves_soon(self, step: int) -> bool:
         """Whether this step or the next one is saved in any case."""
         return any(each % self.save_freq == 0 or self.is_evaluated(each) for each in (step, step + 1))
 
     def is_evaluated(self, step: int) -> bool:
-        """Whether a step before the last one is evaluated."""
-        return self.eval_freq > 0 and step > 0 and step % self.eval_freq == 0
+        """Whether a step before the last one is evaluated, or its policy stays."""
+        return step > 0 and any(each and step % each == 0 for each in (self.eval_freq, self.checkpoint_freq))
 
 
 @dataclass
@@ -67,6 +70,8 @@ class Trainer:
         git_commit: Goes into the manifests.
         num_workers: DataLoader processes.
         restored: What the checkpoint gave back; training goes on behind it.
+        first_step: The run's step that this training begins with; other than 0 in the later rounds of a run.
+        steps_of_run: Steps of all rounds; those of this one where it is None.
     """
 
     engine: Any
@@ -81,30 +86,38 @@ class Trainer:
     git_commit: str | None = None
     num_workers: int = 0
     restored: Restored = field(default_factory=Restored)
+    first_step: int = 0
+    steps_of_run: int | None = None
 
     def __post_init__(self) -> None:
+        self._evaluate_behind: Callable[[int], Stop] | None = None
         self.saved_step = self.restored.step
+        self.last_step = self.first_step + self.optimisation.training_steps
         self.job.stop.save_seconds = self.restored.save_seconds
-        if self.restored.samples is not None:
-            self.plan = self.plan.going_on(self.restored.step, self.restored.samples)
+        samples = self.restored.samples if self.restored.samples is not None else 0
+        if self.restored.samples is not None or self.first_step:
+            self.plan = self.plan.going_on(self.restored.step, samples)
 
-    def run(self, evaluate: Callable[[int], Stop] = lambda _: Stop.NO) -> Stop:
+    def run(self, evaluate: Callable[[int], Stop] = lambda _: Stop.NO, *, is_behind: bool = False) -> Stop:
         """Trains up to the configured number of steps and saves the last one.
 
         Args:
             evaluate: Called on every rank behind the saved steps that `schedule` evaluates, the last one apart; also
                 at the step that is resumed, where an attempt may have been killed in it.
+            is_behind: Whether it returns at once: then the steps do not wait for what it is called behind, either.
 
         Returns:
             `Stop.NO` when all steps are done, else why the ranks stopped; the step is saved in both cases.
         """
-        total, first_step = self.optimisation.training_steps, self.saved_step
-        if first_step < total and self.schedule.is_evaluated(first_step):
+        total, first_step = self.last_step, self.saved_step
+        is_resumed = self.first_step < first_step < total
+        if is_resumed and self.schedule.is_evaluated(first_step):
             stop = evaluate(first_step)
             if stop is not Stop.NO:
                 return stop
         batches = self._batches(first_step)
-        self._clock = StepClock(first_step, total, self.schedule.save_freq)
+        self._evaluate_behind = evaluate if is_behind else None
+        self._clock = StepClock(first_step, self.steps_of_run or total, self.schedule.save_freq)
         self.job.stop.restart_clock()
         with progress("steps", total, first_step, shown=self.job.ranks.is_main) as advance:
             for step in range(first_step, total):
@@ -118,10 +131,11 @@ class Trainer:
                     self._finish_save(done)
                 last = done == total
                 is_evaluated = not last and self.schedule.is_evaluated(done)
-                is_needed = stop is not Stop.NO or last or is_evaluated
-                if is_needed or done % self.schedule.save_freq == 0:
+                is_waited_for = is_evaluated and not is_behind
+                is_needed = stop is not Stop.NO or last or is_waited_for
+                if is_needed or is_evaluated or done % self.schedule.save_freq == 0:
                     self.save(done, wait=is_needed)
-                if stop is Stop.NO and is_evaluated:
+                if stop is Stop.NO and is_waited_for:
                     with self._clock.left_out():
                         stop = evaluate(done)
                     self.job.stop.restart_clock()
@@ -160,13 +174,20 @@ class Trainer:
         self.job.stop.saved_in(saved.seconds)
         held = f"training waited for {saved.held_seconds:.1f} s of it"
         self.job.say(f"{saved.checkpoint.name} is saved, in {saved.seconds:.1f} s; {held}")
+        if self._evaluate_behind is not None and self.schedule.is_evaluated(self.saved_step) and not self._is_last():
+            self._evaluate_behind(self.saved_step)
         self.job.on_main(lambda: self._after_save(done, saved))
         self.job.stop.restart_clock()
+
+    def _is_last(self) -> bool:
+        """Whether the newest save is that of the last step, which whoever runs the training considers."""
+        return self.saved_step == self.last_step
 
     def _after_save(self, done: int, saved: Saved) -> None:
         folder = self.job.run_dir / "checkpoints"
         checkpoints.prune(folder, self.schedule.retention, trusted=saved.checkpoint, say=self.job.say)
         self._clock.saved(self.saved_step, done, saved.seconds, saved.held_seconds).write(self.job.run_dir)
+        self.tracker.take_inbox()
 
     def _step(self, step: int, batches: Iterator[Any]) -> torch.Tensor:
         """Does one optimizer step and returns its loss on all samples of the step, on the device."""
@@ -200,7 +221,7 @@ class Trainer:
             self.job.ranks.world_size,
             self.optimisation.gradient_accumulation,
             first_step=first_step,
-            last_step=self.optimisation.training_steps,
+            last_step=self.last_step,
         )
         loader = DataLoader(
             self.dataset,
@@ -213,18 +234,38 @@ class Trainer:
 
     def complete(self) -> None:
         """Closes the tracker, writes the done record and leaves the ranks: after this no attempt does anything more."""
-        self.job.on_main(self._write_done)
-        self.job.close()
-
-    def _write_done(self) -> None:
-        self.job.check_ownership()
-        self.tracker.finish()
-        write_done(self.job.run_dir, self.optimisation.training_steps)
+        complete(self.job, self.tracker, self.last_step)
 
     def hand_on(self, stop: Stop) -> None:
         """Closes the tracker after a stop and hands the process on to whoever requeues it. Does not return."""
-        state: State = "preempted" if stop is Stop.REQUEUE else "crashed"
-        self.tracker.finish(exit_code=TERMINATED_EXIT_CODE, state=state)
-        self.job.close()
-        key = AttemptKey.from_environment()
-        self.job.stop.hand_on(stop, may_requeue=lambda: claim_requeue(self.job.run_dir, key))
+        hand_on(self.job, self.tracker, stop)
+
+
+def complete(job: Job, tracker: ExperimentTracker, step: int) -> None:
+    """Closes the tracker, writes the done record and leaves the ranks; every rank must call it.
+
+    Args:
+        job: This rank and its job.
+        tracker: Logs on rank 0.
+        step: The run's last step.
+    """
+
+    def end() -> None:
+        job.check_ownership()
+        tracker.take_inbox()
+        tracker.finish()
+        write_done(job.run_dir, step)
+        # Whoever put something there meanwhile left it to this run.
+        take_after_end(job.run_dir)
+
+    job.on_main(end)
+    job.close()
+
+
+def hand_on(job: Job, tracker: ExperimentTracker, stop: Stop) -> None:
+    """Closes the tracker after a stop and hands the process on to whoever requeues it. Does not return."""
+    state: State = "preempted" if stop is Stop.REQUEUE else "crashed"
+    tracker.finish(exit_code=TERMINATED_EXIT_CODE, state=state)
+    job.close()
+    key = AttemptKey.from_environment()
+    job.stop.hand_on(stop, may_requeue=lambda: claim_requeue(job.run_dir, key))

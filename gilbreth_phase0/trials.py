@@ -53,9 +53,19 @@ class _Order:
     weights: str | None
     seeds: tuple[int, ...]
     environment: Path
+    max_steps: int | None
+    videos: Path | None
 
 
-def with_all_ranks(job: Job, environment: Path, decide: Callable[[Try], Value]) -> Value:
+def with_all_ranks(
+    job: Job,
+    environment: Path,
+    decide: Callable[[Try], Value],
+    *,
+    max_steps: int | None = None,
+    videos: Path | None = None,
+    filmed: Sequence[int] = (),
+) -> Value:
     """Lets rank 0 decide something for which policies must be tried; every rank must call it, and shares in the trials.
 
     An episode follows from the policy and its seed alone, so that the result is the same with any number of ranks.
@@ -64,6 +74,9 @@ def with_all_ranks(job: Job, environment: Path, decide: Callable[[Try], Value]) 
         job: This rank and its job.
         environment: The bundle whose environment the episodes are in.
         decide: Called on rank 0.
+        max_steps: Steps of an episode, in place of the environment's horizon.
+        videos: Where films go of what the environment's own bundle does on exactly the seeds `filmed`; None for none.
+        filmed: Those seeds.
 
     Returns:
         What it returned, on every rank.
@@ -75,7 +88,8 @@ def with_all_ranks(job: Job, environment: Path, decide: Callable[[Try], Value]) 
     if job.ranks.is_main:
 
         def order(bundle: Path, seeds: Sequence[int]) -> EvaluationResult:
-            wanted = _Order(bundle, _digest(bundle), tuple(seeds), environment)
+            folder = videos if bundle == environment and tuple(seeds) == tuple(filmed) else None
+            wanted = _Order(bundle, _digest(bundle), tuple(seeds), environment, max_steps, folder)
             job.agreed(wanted)
             return _carry_out(job, wanted)
 
@@ -127,7 +141,8 @@ def _episodes(order: _Order, seeds: Sequence[int]) -> Iterator[Episode]:
                 f"{order.bundle} is not what rank 0 sees: is the run folder on a disk that all nodes share?"
             )
         time.sleep(0.5)
-    yield from evaluate_policy(load_bundle(order.bundle), read_environment(order.environment), seeds)
+    environment = read_environment(order.environment)
+    yield from evaluate_policy(load_bundle(order.bundle), environment, seeds, order.max_steps, order.videos)
 
 
 def _digest(bundle: Path) -> str | None:

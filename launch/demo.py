@@ -18,8 +18,6 @@ _DATASET = "lift-demo"
 _DEMONSTRATIONS = 30
 _TRAINING_STEPS = 300
 _EPISODES = 20
-# Apart from the seeds of the demonstrations (from 0) and of bc's own evaluation (from 100000).
-_FRESH_SEED = 200_000
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -53,11 +51,10 @@ def demo(cluster: str | None) -> None:
     with _timed("bc: an ACT policy under DeepSpeed ZeRO on two ranks"):
         training = [f"bc.repo_ids={_DATASET}", f"bc.training_steps={_TRAINING_STEPS}", *two_ranks]
         trained = _run_stage("bc", cluster, training)
-    with _timed("eval: the trained policy and an untrained one on fresh seeds"):
+    with _timed("eval: the trained policy and an untrained one on new seeds"):
         evaluation = [
             f"eval.policy={trained / 'bundle'}",
             f"eval.episodes={_EPISODES}",
-            f"eval.seed={_FRESH_SEED}",
             "eval.untrained=true",
         ]
         evaluated = _run_stage("eval", cluster, evaluation)
@@ -88,7 +85,7 @@ def _run_stage(stage: str, cluster: str, settings: list[str]) -> Path:
     """Submits a stage as `launch.submit --wait` does and returns its run folder."""
     from launch.config import resolve
     from launch.follow import follow
-    from launch.models import held_model
+    from launch.models import held_models
     from launch.places import enter_lab
     from launch.preflight import check
     from launch.spec import make_spec
@@ -100,7 +97,7 @@ def _run_stage(stage: str, cluster: str, settings: list[str]) -> Path:
     config = resolve(stage, cluster, settings)
     spec = make_spec(config, datetime.now())
     check(config, spec, live=False)
-    with held_model(config, spec) as spec_of_now:
+    with held_models(config, spec) as spec_of_now:
         submitted = submit(config, spec_of_now)
     report(spec, submitted)
     if not follow(spec.run_dir, submitted.log, submitted.state):
@@ -124,7 +121,7 @@ def _show(trained: Path, evaluated: Path, cluster: str, seconds: float) -> None:
             f"{low:.0%} to {high:.0%}",
             f"{result['mean_length']:.0f}",
         )
-    console.print(f"\nLift on {_EPISODES} fresh seeds: {_DEMONSTRATIONS} demonstrations, {_TRAINING_STEPS} steps")
+    console.print(f"\nLift on {_EPISODES} new seeds: {_DEMONSTRATIONS} demonstrations, {_TRAINING_STEPS} steps")
     console.print(policies)
 
     rows = [row for row in read_journal(trained).rows if "loss/total" in row.data]

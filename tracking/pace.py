@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tracking.files import read_json, write_json
 
@@ -72,3 +74,9 @@ def read_pace(run_dir: Path) -> Pace | None:
         return Pace(**found) if found else None
     except (ValueError, TypeError):
         return None
+
+
+def total_steps(arguments: Mapping[str, Any]) -> int | None:
+    """Steps of a whole run, of all its rounds; None for a stage that does not count any."""
+    steps, rounds = arguments.get("training_steps", arguments.get("steps")), arguments.get("rounds", 1)
+    return steps * rounds if isinstance(steps, int) and isinstance(rounds, int) else None

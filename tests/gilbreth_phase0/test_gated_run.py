@@ -44,7 +44,13 @@ def test_killed_in_an_evaluation_it_ends_with_the_same_names(tmp_path: Path, mon
         *("-m", "gilbreth_phase0.train_policy", f"--run-dir={run}", f"--root={tmp_path / 'data'}", "--repo-ids=tiny"),
         f"--policy-settings={json.dumps(SMALL)}",
         *("--batch-size=8", "--training-steps=6", "--save-freq=100", "--log-interval=1", "--keep-last-n=1"),
-        *("--eval-episodes=3", "--eval-freq=2", f"--model-management={tmp_path / 'rules.yaml'}", "--device=cpu"),
+        *(
+            "--num-workers=0",
+            "--eval-episodes=3",
+            "--eval-freq=2",
+            f"--model-management={tmp_path / 'rules.yaml'}",
+            "--device=cpu",
+        ),
     ]
     port = free_port()
     ranks = [
@@ -87,5 +93,9 @@ def test_killed_in_an_evaluation_it_ends_with_the_same_names(tmp_path: Path, mon
         assert facts["eval_seeds"] == [100_000, 100_001, 100_002] and facts["keep_last_n"] == 2
         episodes = record["trained"]["episodes"]
         assert facts["eval_outcomes"] == [episode["reward"] / episode["length"] for episode in episodes]
-    rows = [row for row in read_journal(run).rows if "eval/success_rate" in row.data]
+    journal = read_journal(run).rows
+    rows = [row for row in journal if "eval/success_rate" in row.data]
     assert [row.step for row in rows] == [2, 4, 6]
+    after = next(row for row in journal if row.step == 3)
+    assert after.n < rows[0].n, "training went on while step 2 was evaluated"
+    assert not (run / "behind").exists()

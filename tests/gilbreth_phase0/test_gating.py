@@ -10,8 +10,9 @@ import pytest
 
 from gilbreth_phase0 import gating
 from gilbreth_phase0.evaluate import EvaluationResult, summary
-from gilbreth_phase0.gating import BUNDLE, Gating, check_rules, check_seeds
+from gilbreth_phase0.gating import Gating, check_rules, check_seeds
 from gilbreth_phase0.job import Job
+from gilbreth_phase0.kept_bundles import BUNDLE
 from gilbreth_phase0.ranks import Ranks
 from gilbreth_phase0.rollout import Episode
 from gilbreth_phase0.stop import Stop, StopProtocol
@@ -56,7 +57,7 @@ class Run:
         of = Gating(
             policy=None,  # type: ignore[arg-type]
             policy_type="act",
-            dataset=Path("data/lift"),
+            datasets=(Path("data/lift"),),
             facts={"dataset_episodes": 30},
             seeds=seeds,
             rules=self.rules,

@@ -10,11 +10,12 @@ import sys
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import count, islice
+from pathlib import Path
 
 import psutil
 import pytest
 
-from gilbreth_phase0.workers import ordered_map
+from gilbreth_phase0.workers import DEATHS, ordered_map
 
 from support import wait_until
 
@@ -46,9 +47,27 @@ def test_an_error_in_making_the_worker_arrives() -> None:
         next(results)
 
 
-def test_a_killed_worker_is_an_error_and_no_wait() -> None:
+def test_a_killed_worker_is_an_error_and_no_wait(capfd: pytest.CaptureFixture[str]) -> None:
+    """GIVEN a worker that dies of an item each time THEN it is tried a few times, and then told."""
     with ordered_map(partial(partial, os._exit), [1], 1) as results, pytest.raises(BrokenProcessPool):
         next(results)
+    assert capfd.readouterr().err.count("a worker process died") == DEATHS
+
+
+DIES_ONCE = "(__import__('pathlib').Path({path!r}).mkdir(), __import__('os').kill(__import__('os').getpid(), 9))"
+
+
+def test_what_a_killed_worker_was_at_is_done_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """GIVEN two items of six whose worker is killed the first time THEN all results come, in order, each once."""
+    items = [str(number) for number in range(6)]
+    for number in (1, 4):
+        died = str(tmp_path / f"it's {number}")
+        once = DIES_ONCE.format(path=died)
+        items[number] = f"{number} if __import__('pathlib').Path({died!r}).exists() else {once}"
+    with ordered_map(partial(partial, eval), items, 2) as results:
+        assert list(results) == [0, 1, 2, 3, 4, 5]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["it's 1", "it's 4"]
+    assert "what it was at is done again, with the same seed" in capfd.readouterr().err
 
 
 def test_a_stop_signal_does_not_kill_a_worker() -> None:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from tracking.intents import pending_intents
 from tracking.models.__main__ import app
-from tracking.store import Store
+from tracking.store import Store, publish
 
 from model_store import save_bundle
 
@@ -67,6 +67,37 @@ def test_a_models_life(tmp_path: Path) -> None:
     assert "act-lift:v1 is deleted" in run("prune", "act-lift", "--grace", "0", "--keep-last", "0").stdout
     assert sorted(Store(store.root).state("act-lift").versions) == [0, 2]
     assert len(pending_intents(store.root)) == 1
+
+
+def test_what_a_model_was_made_from_is_shown_back_to_the_demonstrations(tmp_path: Path) -> None:
+    store = Store(tmp_path / "models")
+    bc = {"step": 600, "dataset": "lift", "dataset_episodes": 30, "dataset_frames": 1212, "success_rate": 0.41}
+    publish(store, tmp_path / "b0", "act-lift", metadata=bc, mirror=False)
+    dagger = {"step": 1200, "dataset": "lift", "round": 2, "expert_frames": 152, "interventions": 12}
+    dagger |= {"datasets": ["lift", "it's/round-01"], "datasets_episodes": [30, 6], "datasets_frames": [1212, 99]}
+    dagger |= {"dagger_filter": "corrections", "initial_policy": "act-lift:v0"}
+    publish(store, tmp_path / "b1", "dagger-lift", "best", dagger, inputs=["act-lift:v0", "gone:v7"], mirror=False)
+    shown = run("show", "dagger-lift:best").stdout.splitlines()
+    assert shown[-7:-1] == [
+        "dagger-lift:v0: step 1,200, round 2, 152 frames of the expert in 12 takeovers",
+        "├── dataset lift: 30 episodes, 1,212 frames",
+        "├── dataset it's/round-01: 6 episodes, 99 frames",
+        "├── act-lift:v0: step 600, success 41 %",
+        "│   └── dataset lift: 30 demonstrations, 1,212 frames",
+        "└── gone:v7: not in this store",
+    ]
+    told = json.loads(run("show", "dagger-lift", "--json").stdout)["lineage"]
+    assert [(one["kind"], one["name"]) for one in told["origins"][2]["origins"]] == [("dataset", "lift")]
+    by_hand = {"datasets": "x", "dataset": 3, "initial_policy": "../it's here", "step": "7", "round": None}
+    publish(store, tmp_path / "b2", "other", metadata=by_hand, inputs=["/a folder", "a:b:v3"], mirror=False)
+    lines = run("show", "other").stdout.splitlines()[-5:-1]
+    assert lines == [
+        "other:v0",
+        *(
+            f"{mark}── {name}: not in this store"
+            for mark, name in zip("├├└", ["/a folder", "a:b:v3", "../it's here"], strict=True)
+        ),
+    ]
 
 
 def test_a_name_of_the_old_forms_is_published_as_what_it_means() -> None:

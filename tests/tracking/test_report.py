@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import math
@@ -381,3 +382,16 @@ def test_this_browser_notices_requests_and_errors(tmp_path: Path) -> None:
 def test_the_same_run_makes_the_same_page(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     assert page_of(folder) == page_of(folder)
+
+
+def test_the_last_image_of_a_metric_is_in_the_page(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    for turn in (1, 2):
+        path = f"media/images/curve-{turn}.png"
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(f"picture {turn}".encode())
+        row = {"dagger/cost_curve": {"media": "image", "path": path, "caption": None}}
+        write_segment(folder, [(2000 + turn, row)], restart=2 + turn)
+    page = page_of(folder)
+    assert f"data:image/png;base64,{base64.b64encode(b'picture 2').decode()}" in page
+    assert base64.b64encode(b"picture 1").decode() not in page

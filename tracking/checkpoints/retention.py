@@ -52,10 +52,15 @@ def mark_best(checkpoint: Path) -> None:
 
 
 @contextmanager
-def pinned(checkpoint: Path) -> Iterator[None]:
-    """Keeps a checkpoint from being deleted while the block runs, whoever prunes, on whatever host."""
-    holder = f"{os.uname().nodename}.{os.getpid()}"
-    pin = checkpoint.with_name(f".pin-{checkpoint.name}.{holder}")
+def pinned(checkpoint: Path, holder: str | None = None) -> Iterator[None]:
+    """Keeps a checkpoint from being deleted while the block runs, whoever prunes, on whatever host.
+
+    Args:
+        checkpoint: The checkpoint.
+        holder: Who pins it; this process where it is None. A pin of a name goes with the last block of that name, also
+            where an earlier process was killed in one.
+    """
+    pin = checkpoint.with_name(f".pin-{checkpoint.name}.{holder or f'{os.uname().nodename}.{os.getpid()}'}")
     write_atomic(pin, "")
     try:
         yield

@@ -62,7 +62,7 @@ def judge(
     if rule == "naive":
         ours, theirs = _mean(new), _mean(best)
         return Judgement(ours > theirs, confirm=False, reason=f"{ours:.4g} against {theirs:.4g} on average (naive)")
-    wins, losses = _pairs(new, best)
+    wins, losses = pairs(new, best)
     chance = sign_test(wins, losses)
     text = f"better on {wins} and worse on {losses} of {len(new)} seeds (p = {chance:.3g})"
     if chance <= ALPHA / 2:
@@ -73,7 +73,7 @@ def judge(
         return Judgement(better=False, confirm=True, reason=f"{text}, which may be chance")
     if not (fresh[0].keys() | fresh[1].keys()).isdisjoint(new):
         raise UserError("the seeds of a confirmation must be fresh\n  next: take those that fresh_seeds gives")
-    wins, losses = _pairs(*fresh)
+    wins, losses = pairs(*fresh)
     chance = sign_test(wins, losses)
     text += f"; on fresh seeds better on {wins} and worse on {losses} of {len(fresh[0])} (p = {chance:.3g})"
     return Judgement(better=chance <= ALPHA / 2, confirm=False, reason=text)
@@ -85,13 +85,17 @@ def sign_test(wins: int, losses: int) -> float:
     return float(sum(math.comb(count, k) for k in range(wins, count + 1)) / 2**count)
 
 
-def fresh_seeds(used: Iterable[int], count: int) -> range:
-    """Seeds above all that were used."""
-    first = max(used, default=-1) + 1
-    return range(first, first + count)
+def two_sided(wins: int, losses: int) -> float:
+    """The chance of so great a difference in either direction, were both equally good; exact."""
+    return min(1.0, 2 * sign_test(max(wins, losses), min(wins, losses)))
 
 
-def _pairs(new: Outcomes, best: Outcomes) -> tuple[int, int]:
+def pairs(new: Outcomes, best: Outcomes) -> tuple[int, int]:
+    """On how many seeds the new policy did better, and on how many worse.
+
+    Raises:
+        UserError: They were tried on different seeds.
+    """
     if new.keys() != best.keys():
         missing = sorted(new.keys() ^ best.keys())
         raise UserError(
@@ -100,6 +104,12 @@ def _pairs(new: Outcomes, best: Outcomes) -> tuple[int, int]:
         )
     wins = sum(new[seed] > best[seed] for seed in new)
     return wins, sum(new[seed] < best[seed] for seed in new)
+
+
+def fresh_seeds(used: Iterable[int], count: int) -> range:
+    """Seeds above all that were used."""
+    first = max(used, default=-1) + 1
+    return range(first, first + count)
 
 
 def _mean(outcomes: Outcomes) -> float:

@@ -57,19 +57,22 @@ def list_models(
 
 @app.command()
 def show(model: Model, as_json: AsJson = False, store: StoreOption = None) -> None:
-    """Shows what is known of one version, and where its files are."""
+    """Shows what is known of one version, what it was made from, and where its files are."""
     with exit_on_user_error():
+        from tracking.models.lineage import as_tree, lineage
         from tracking.models.tables import console, facts_table, version_facts
 
         where = _open(store)
         found = _resolve(where, model, pull=False)
-        facts = version_facts(where, found)
+        facts, origin = version_facts(where, found), lineage(where, str(found))
         if as_json:
-            print(json.dumps(facts, indent=2))
+            print(json.dumps(facts | {"lineage": origin.as_plain()}, indent=2))
         elif found.version is None:
             print(found.path)
         else:
             console().print(facts_table(facts))
+            if origin.origins:
+                console().print(as_tree(origin))
             print(found.path)  # whole, to be copied: a table would fold it
 
 

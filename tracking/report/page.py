@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -16,6 +17,10 @@ from tracking.report.figures import COLOURS, RUN_COLOURS, last_values, make_scen
 from tracking.report.panels import make_groups
 
 _LISTED = 20
+
+
+# A page stays under a few megabytes.
+_MAX_IMAGE_BYTES = 200_000
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class View:
     values: list[tuple[str, list[str]]]
     metadata: list[tuple[str, str]]
     config: str
+    images: list[tuple[str, str]]
 
 
 def html_page(runs: list[Run], now: float) -> bytes:
@@ -148,7 +154,18 @@ def _view(run: Run, place: int) -> View:
         + [(name, [text, "", "", ""]) for name, text in sorted(run.texts.items()) if name not in run.series],
         metadata=_metadata(run.metadata),
         config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=100) if run.config else "",
+        images=list(_images(run)),
     )
+
+
+def _images(run: Run) -> Iterator[tuple[str, str]]:
+    """The last image of each metric, as far as they are small: its name, and the picture as an address of its own."""
+    for name, text in sorted(run.texts.items()):
+        kind, _, place = text.partition(" ")
+        path = run.folder / place
+        if kind != "image" or path.suffix != ".png" or not path.is_file() or path.stat().st_size > _MAX_IMAGE_BYTES:
+            continue
+        yield name, f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _tiles(run: Run) -> Iterator[Tile]:

@@ -17,6 +17,7 @@ _NAMESPACES = {
     "loss": "Loss",
     "train": "Training",
     "eval": "Evaluation",
+    "dagger": "DAgger",
     "perf": "Throughput",
     "gpu": "GPU",
 }
