@@ -67,6 +67,7 @@ class AttemptRecord:
         outcome: What was decided.
         reason: Why, in plain words.
         time: Seconds since the epoch.
+        collected: Roll-outs and rounds of DAgger that there were.
     """
 
     key: str
@@ -75,6 +76,7 @@ class AttemptRecord:
     outcome: Outcome
     reason: str
     time: float
+    collected: int = 0
 
 
 def claim_requeue(run_dir: Path, key: AttemptKey) -> bool:
@@ -173,9 +175,9 @@ def decide(
     """
     earlier = [record for record in read_attempts(run_dir) if record.key != str(key)]
     own = next((record for record in read_attempts(run_dir) if record.key == str(key)), None)
-    step = newest_step(run_dir / "checkpoints")
+    step, collected = newest_step(run_dir / "checkpoints"), _collected(run_dir)
     # Where a run starts counts too: two attempts that come to no checkpoint are as hopeless.
-    steps = [0, *(record.step for record in earlier)][-_ATTEMPTS_WITHOUT_PROGRESS:]
+    before = [(0, 0), *((record.step, record.collected) for record in earlier)][-_ATTEMPTS_WITHOUT_PROGRESS:]
     if (run_dir / "done.json").is_file():
         outcome, reason = Outcome.DONE, f"the run is complete (step {read_json(run_dir / 'done.json')['step']})"
     elif exit_code == REFUSED_EXIT_CODE:
@@ -189,12 +191,17 @@ def decide(
         outcome, reason = Outcome.END, "this attempt has been requeued already" if already else own.reason
     elif len(earlier) + 1 >= max_attempts:
         outcome, reason = Outcome.END, f"{len(earlier) + 1} attempts have been made, {max_attempts} are allowed"
-    elif len(steps) == _ATTEMPTS_WITHOUT_PROGRESS and min(steps) == step:
-        outcome, reason = Outcome.END, f"{len(steps)} attempts in a row made no progress from step {step}"
+    elif len(before) == _ATTEMPTS_WITHOUT_PROGRESS and min(before) == (step, collected):
+        outcome, reason = Outcome.END, f"{len(before)} attempts in a row made no progress from step {step}"
     else:
         why = why or ("planned stop" if exit_code in (None, 0, REQUEUE_EXIT_CODE) else f"exit code {exit_code}")
         outcome, reason = Outcome.REQUEUE, f"{why}, newest checkpoint at step {step}"
-    return AttemptRecord(str(key), exit_code, step, outcome, reason, time.time())
+    return AttemptRecord(str(key), exit_code, step, outcome, reason, time.time(), collected)
+
+
+def _collected(run_dir: Path) -> int:
+    """What a run of DAgger has besides checkpoints: each roll-out is kept, and so is what came of a round."""
+    return sum(1 for name in ("rollouts/seed-*.npz", "round.json") for _ in run_dir.glob(f"rounds/*/{name}"))
 
 
 def _was_succeeded(run_dir: Path, key: AttemptKey) -> bool:

@@ -28,7 +28,7 @@ from tracking.store.resolve import move_aliases
 
 PROMOTION_FILE = "promotion.json"
 
-_MAIN = "trained"
+_MAIN, _FRESH = "trained", "untrained"
 
 
 @dataclass
@@ -180,7 +180,9 @@ def _dataset(dataset: Path | None, episodes: int | None, found: Findings) -> Non
 
 
 def _metrics(run_dir: Path, conditions: Sequence[Condition], found: Findings) -> None:
-    result = (read_json(run_dir / "evaluation.json") or {}).get(_MAIN) or {}
+    results: dict[str, dict[str, Any]] = read_json(run_dir / "evaluation.json") or {}
+    # Of several policies, the one that was made last stands last.
+    result = results.get(_MAIN) or next((found for name, found in reversed(results.items()) if name != _FRESH), {})
     found.metrics = {key: float(value) for key, value in result.items() if isinstance(value, int | float)}
     if interval := result.get("interval_95"):
         found.metrics |= {"success_rate_low": interval[0], "success_rate_high": interval[1]}

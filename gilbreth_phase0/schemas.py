@@ -17,7 +17,8 @@ import typer
 import yaml
 
 from gilbreth_phase0.gating import metrics
-from gilbreth_phase0.policies import POLICIES
+from gilbreth_phase0.policy_kinds import POLICIES, settings_of
+from gilbreth_phase0.seeds import FRESH, REPORT, ROLLOUTS, SELECTION
 from tracking.files import write_atomic
 
 FILE = "arguments.json"
@@ -32,7 +33,9 @@ def schemas(stages: Path) -> dict[str, Any]:
 
     Returns:
         `programs`: JSON schema of the arguments by module; `policies`: LeRobot's configuration fields with their
-        defaults, by the policy's name; `metrics`: what evaluations measure, and which of it may decide what is best.
+        defaults, by the policy's name; `chunks`: how each calls and divides its chunk of actions; `metrics`: what
+        evaluations measure, and which of it may decide what is best; `seeds`: the first and the last one for each
+        purpose.
     """
     modules = sorted({yaml.safe_load(path.read_text())["module"] for path in stages.glob("*.yaml")})
     programs = {}
@@ -43,7 +46,23 @@ def schemas(stages: Path) -> dict[str, Any]:
             "properties": {name: _short(field) for name, field in schema["properties"].items()},
         }
     policies = {policy: _fields(policy) for policy in POLICIES}
-    return {"programs": programs, "policies": policies, "metrics": metrics()}
+    chunks = {
+        policy: {
+            "field": kind.chunk,
+            "starts_in_the_past": kind.starts_in_the_past,
+            "halvings": kind.halvings,
+            "defaults": settings_of(policy, {}),
+        }
+        for policy, kind in POLICIES.items()
+    }
+    seeds = {"selection": SELECTION, "report": REPORT, "rollouts": ROLLOUTS, "fresh": FRESH}
+    return {
+        "programs": programs,
+        "policies": policies,
+        "chunks": chunks,
+        "metrics": metrics(),
+        "seeds": {name: [span[0], span[-1]] for name, span in seeds.items()},
+    }
 
 
 def text_of(stages: Path) -> str:

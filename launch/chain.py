@@ -58,10 +58,10 @@ def plan(config: Config, spec: JobSpec) -> Plan | None:
     """Plans the jobs of a run; reads the run root and writes nothing.
 
     Returns:
-        None for a stage that does not count steps.
+        None for a stage that does not count steps, or does more than them: rounds of roll-outs.
     """
     total = config.arguments.get("training_steps")
-    if not isinstance(total, int):
+    if not isinstance(total, int) or "rounds" in config.arguments:
         return None
     source = _measured(config, spec)
     if source is None:

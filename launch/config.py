@@ -34,6 +34,7 @@ __all__ = [
     "Stage",
     "Tracking",
     "clusters",
+    "listed",
     "load_cluster",
     "minutes",
     "resolve",
@@ -103,15 +104,20 @@ class Tracking(Section):
 
 
 class Inputs(Section):
-    """Which arguments of a stage name something that must stand before the job starts.
+    """Which arguments of a stage name something that must stand before the job starts; `listed` reads them.
+
+    Of datasets and policies, the first argument is the one that a pipeline sets.
 
     Attributes:
-        datasets: The argument that names datasets below its `root`.
-        bundle: The argument that names a policy: the folder of a bundle, or a name in the model store.
+        datasets: Those that name datasets below its `root`.
+        policies: Those that name the policies which the stage is for, one at least: folders of bundles, or names in the
+            model store.
+        others: Those that may name further policies.
     """
 
-    datasets: str | None = None
-    bundle: str | None = None
+    datasets: tuple[str, ...] = ()
+    policies: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 class Stage(Section):
@@ -323,6 +329,12 @@ def typed(key: str, value: Any, default: Any) -> Any:
     kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
     expected = kinds.get(type(default), type(default).__name__)
     raise UserError(f"{key}={value!r}: expected {expected}, as the stage's default {default!r}")
+
+
+def listed(value: Any) -> list[str]:
+    """The names in an argument: a list, or a text with commas between them; None has none."""
+    texts = value if isinstance(value, list) else [] if value is None else [value]
+    return [name.strip() for text in texts for name in str(text).split(",") if name.strip()]
 
 
 Model = TypeVar("Model", bound=Section)

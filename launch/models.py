@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from launch.config import Config
+from launch.config import Config, listed
 from launch.spec import JobSpec
 from tracking.errors import UserError
 from tracking.store.root import VARIABLE, Store
@@ -28,41 +28,72 @@ def store_of(spec: JobSpec) -> Store | None:
     return Store(Path(folder)) if folder is not None else None
 
 
+def policies_of(config: Config, root: Path, arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """The policies that arguments of a stage name: the argument, and the name or the folder."""
+    return [(one, name) for one in arguments for name in policies_in(config.arguments[one], root)]
+
+
+def policies_in(value: Any, root: Path) -> list[str]:
+    """The policies in an argument; a folder may have a comma in its name."""
+    texts = map(str, value if isinstance(value, list) else [] if value is None else [value])
+    return [name for text in texts for name in ([text] if _is_folder(text, root) else listed(text))]
+
+
+def _is_folder(text: str, root: Path) -> bool:
+    return os.path.isdir(root / Path(text).expanduser())  # noqa: PTH112 - no error where it may not be looked at
+
+
 @contextmanager
-def held_model(config: Config, spec: JobSpec) -> Iterator[JobSpec]:
-    """Finds the model that a stage asks for by name, from W&B if need be, and keeps it until the job has loaded it.
+def held_models(config: Config, spec: JobSpec) -> Iterator[JobSpec]:
+    """Finds the models that a stage asks for by name, from W&B if need be, and keeps them until the job loads them.
 
     The store is made where there is none yet.
 
     Yields:
-        The job with the version's own number in place of what was asked for: a node needs no internet, and an alias
+        The job with the versions' own numbers in place of what was asked for: a node needs no internet, and an alias
         that moves while the job waits changes nothing.
 
     Raises:
         UserError: There is no such model, or W&B cannot be asked for it.
     """
-    argument, store = config.stage.inputs.bundle, store_of(spec)
+    store, inputs = store_of(spec), config.stage.inputs
     if store is not None:
         store.make()  # now, so that whoever pushes it can be told its folder before a job publishes
-    given = config.arguments[argument] if argument is not None else None
-    is_promised = given in spec.promised
-    if argument is None or store is None or given is None or is_promised or folder_of(given, spec.root) is not None:
+    arguments = (*inputs.policies, *inputs.others)
+    given = dict.fromkeys(name for _, name in policies_of(config, spec.root, arguments))
+    wanted = [name for name in given if name not in spec.promised and folder_of(name, spec.root) is None]
+    if store is None or not wanted:
         yield spec
         return
     # What can ask W&B takes long to import, and most jobs name no model.
     from tracking.store.lineage import job_pin
     from tracking.store.resolve import pin, unpin
 
-    found = find_policy(given, spec, pull=True)
-    pin(store, found, job_pin(spec.name), _PIN_S)
-    print(f"model {given} is {found} in {store.root}{f' ({found.note})' if found.note else ''}", flush=True)
-    flag = f"--{argument.replace('_', '-')}="
-    argv = tuple(f"{flag}{found}" if one == f"{flag}{given}" else one for one in spec.argv)
+    found: dict[str, Resolved] = {}
     try:
-        yield replace(spec, argv=argv)
+        for name in wanted:
+            found[name] = one = find_policy(name, spec, pull=True)
+            pin(store, one, job_pin(spec.name), _PIN_S)
+            print(f"model {name} is {one} in {store.root}{f' ({one.note})' if one.note else ''}", flush=True)
+        yield replace(spec, argv=_with_versions(spec, arguments, found))
     except UserError:
-        unpin(store, found, job_pin(spec.name))
+        for one in found.values():
+            unpin(store, one, job_pin(spec.name))
         raise
+
+
+def _with_versions(spec: JobSpec, arguments: Sequence[str], found: Mapping[str, Resolved]) -> tuple[str, ...]:
+    """The job's arguments with versions in place of names."""
+    flags = {f"--{argument.replace('_', '-')}" for argument in arguments}
+
+    def with_version(one: str) -> str:
+        flag, equals, value = one.partition("=")
+        if flag not in flags:
+            return one
+        names = policies_in(value, spec.root)
+        return f"{flag}{equals}{','.join(str(found.get(name, name)) for name in names)}"
+
+    return tuple(map(with_version, spec.argv))
 
 
 def folder_of(given: str, root: Path) -> Path | None:

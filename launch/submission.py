@@ -20,6 +20,7 @@ from launch.spec import JobSpec
 from launch.task import StageTask
 from tracking.errors import UserError
 from tracking.files import write_atomic, write_json
+from tracking.pace import total_steps
 from tracking.redact import REDACTED
 
 _DIFF = "code.diff"
@@ -176,7 +177,7 @@ def _record(config: Config, spec: JobSpec, intent: Intent, tree: Tree, diff: str
         "stage": spec.stage,
         "executor": spec.cluster.executor,
         "minutes": spec.resources.time,
-        "steps": config.arguments.get("training_steps", config.arguments.get("steps")),
+        "steps": total_steps(config.arguments),
         "command": intent.command,
         "time": intent.time,
         "log_dir": str(spec.log_dir),

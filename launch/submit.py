@@ -30,7 +30,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 @app.command()
 def main(
     context: typer.Context,
-    stage: Annotated[str | None, typer.Option(help="What to run: collect, bc, eval or smoke.")] = None,
+    stage: Annotated[str | None, typer.Option(help="What to run: collect, bc, dagger, eval or smoke.")] = None,
     cluster: Annotated[
         str | None,
         typer.Option(
@@ -72,7 +72,7 @@ def main(
         if resume_submission is not None:
             resume(resume_submission.absolute())
         elif stage is None:
-            raise UserError("--stage is missing: collect, bc, eval or smoke")
+            raise UserError("--stage is missing: collect, bc, dagger, eval or smoke")
         else:
             run(
                 stage,
@@ -109,7 +109,7 @@ def run(
     # pydantic and Jinja2 are not needed to answer --help.
     from launch.chain import plan
     from launch.config import resolve
-    from launch.models import held_model
+    from launch.models import held_models
     from launch.preflight import check, report_findings
     from launch.spec import make_spec
     from launch.sync_after import check_sync_after, queue_sync, way_to_wandb
@@ -133,7 +133,7 @@ def run(
     else:
         import_module("launch.executor")  # here, because Slurm is still at its answers
         check(config, spec, live=reaches_slurm(spec), force=force, asked=asked)
-        with held_model(config, spec) as spec_of_now:
+        with held_models(config, spec) as spec_of_now:
             submitted = submit(config, spec_of_now, snapshot=snapshot)
     report(spec, submitted)
     if (jobs := plan(config, spec)) is not None and spec.cluster.executor == "slurm":

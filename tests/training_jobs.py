@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,19 +46,19 @@ class BcRun:
         return self.slurm("squeue", "--noheader", "--states=all", "--jobs", self.job_id, "--format=%T").strip()
 
     def wait_for_step(self, step: int) -> None:
-        self._wait(lambda: self.step() >= step, 180, f"step {step}")
+        self.wait_until(lambda: self.step() >= step, 180, f"step {step}")
 
     def wait_until_done(self, timeout: float = 300) -> None:
         """Waits for the done record, then for Slurm to agree that the job is over."""
-        self._wait(self._done, timeout, "the done record")
-        self._wait(lambda: self.state() == "COMPLETED", 60, "the job's end")
+        self.wait_until(self._done, timeout, "the done record")
+        self.wait_until(lambda: self.state() == "COMPLETED", 60, "the job's end")
 
     def wait_until_all_done(self, timeout: float = 300) -> None:
         """Waits for the done record of a chain of jobs, then for the last of them to leave the queue."""
         mine = ("squeue", "--noheader", f"--name={self.run_dir.name}", "--format=%i %T")
-        self._wait(lambda: (self.run_dir / "done.json").is_file() or not self.slurm(*mine), timeout, "the chain")
+        self.wait_until(lambda: (self.run_dir / "done.json").is_file() or not self.slurm(*mine), timeout, "the chain")
         assert (self.run_dir / "done.json").is_file(), "no job is left to go on"
-        self._wait(lambda: not self.slurm(*mine), 60, "the end of the last job")
+        self.wait_until(lambda: not self.slurm(*mine), 60, "the end of the last job")
 
     def _done(self) -> bool:
         over = self.state() in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
@@ -66,7 +66,8 @@ class BcRun:
         assert done or not over, "the job is over"
         return done
 
-    def _wait(self, predicate, timeout: float, what: str) -> None:
+    def wait_until(self, predicate: Callable[[], object], timeout: float, what: str) -> None:
+        """Waits for something of the run; says what Slurm and the log say where it does not come."""
         try:
             wait_until(predicate, timeout, f"{what} of job {self.job_id}", interval=0.2)
         except AssertionError as error:

@@ -109,6 +109,8 @@ def _lines(view: RunView, now: float) -> Iterator[tuple[str, str]]:
         yield "job", view.job_id + (f" ({_request(view)})" if _request(view) else "")
     if view.segment > 1 or (view.of or 1) > 1:
         yield "job no", _segment(view)
+    if progress.round is not None:
+        yield "round", str(progress.round)
     if progress.step is not None:
         yield "step", _progress(view, now)
     if progress.metrics:
@@ -207,7 +209,9 @@ def _segment(view: RunView) -> str:
 
 
 def _step(view: RunView, wide: bool) -> str:
-    step, total = view.progress.step, view.progress.total
+    step, total, at_round = view.progress.step, view.progress.total, view.progress.round
+    if at_round is not None and at_round.made is not None:
+        return f"round {at_round.number}: {at_round.made}/{at_round.episodes or NOTHING}"
     if step is None:
         return NOTHING
     return "/".join(f"{one:,}" if wide or one < 10_000 else f"{one / 1000:.4g}k" for one in (step, total) if one)

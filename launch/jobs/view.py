@@ -248,6 +248,7 @@ def as_plain(view: RunView) -> dict[str, object]:
         "segments": view.of,
         "step": progress.step,
         "total": progress.total,
+        "round": vars(progress.round) if progress.round else None,
         "rate": progress.rate,
         "ends": view.ends,
         "metrics": progress.metrics,

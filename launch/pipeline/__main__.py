@@ -26,7 +26,7 @@ _Root = Annotated[Path | None, typer.Option(help="Folder of the run folders, whe
 
 @app.command()
 def run(
-    stages: Annotated[list[str] | None, typer.Argument(help="The stages in order, as in: collect bc eval.")] = None,
+    stages: Annotated[list[str] | None, typer.Argument(help="The stages in order: collect bc dagger eval.")] = None,
     *,
     name: Annotated[str | None, typer.Option(help="Name of the pipeline, and the alias of its models.")] = None,
     resume: Annotated[

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from launch.config import Config
+from launch.config import Config, listed
 from launch.places import expand
 from launch.spec import JobSpec
 from tracking.names import slug
@@ -37,6 +38,7 @@ class Role:
 ROLES = {
     "collect": Role(dataset="repo_id", episodes="episodes"),
     "bc": Role(model="{policy}-{repo_ids}", evaluates=True, evaluation="eval_episodes"),
+    "dagger": Role(model="dagger-{repo_ids}", evaluates=True, evaluation="eval_episodes"),
     "eval": Role(evaluates=True, evaluation="episodes"),
 }
 
@@ -64,13 +66,21 @@ def product_of(config: Config, spec: JobSpec) -> Product:
     """What a stage will leave."""
     stage, arguments = config.stage.stage, config.arguments
     role = ROLES.get(stage, Role())
-    model = slug(role.model.format_map(arguments)) if role.model is not None else None
+    model = _model_name(role.model, config) if role.model is not None else None
     if role.dataset is None:
         return Product(stage, model=model)
     name = str(arguments[role.dataset])
     root = expand(arguments.get("root") or spec.cluster.data_root, spec.root, "root")
     episodes = arguments[role.episodes] if role.episodes is not None else None
     return Product(stage, name, root / name, episodes, model)
+
+
+def _model_name(form: str, config: Config) -> str:
+    """What a stage's program calls its model: several datasets, `a,b`, by the last parts of their names, `a-b`."""
+    named = dict(config.arguments)
+    for argument in config.stage.inputs.datasets:
+        named[argument] = "-".join(PurePath(name).name for name in listed(named[argument]))
+    return slug(form.format_map(named))
 
 
 @dataclass(frozen=True)
@@ -89,10 +99,41 @@ class Taken:
 
 
 def taken(config: Config, earlier: Sequence[Product], pipeline: str) -> list[Taken]:
-    """What a stage takes from earlier ones of its pipeline: of each kind, what was made last."""
-    inputs, found = config.stage.inputs, []
-    if inputs.datasets is not None:
-        found += [Taken(one.stage, inputs.datasets, one.dataset) for one in earlier[::-1] if one.dataset][:1]
-    if inputs.bundle is not None:
-        found += [Taken(one.stage, inputs.bundle, f"{one.model}:{pipeline}") for one in earlier[::-1] if one.model][:1]
+    """What a stage may take from earlier ones of its pipeline.
+
+    Of each kind that is what was made last; of policies all, where the argument takes several.
+    """
+    inputs, found = config.stage.inputs, list[Taken]()
+    if inputs.datasets:
+        found += [Taken(one.stage, inputs.datasets[0], one.dataset) for one in earlier[::-1] if one.dataset][:1]
+    if inputs.policies:
+        argument = inputs.policies[0]
+        models = [Taken(one.stage, argument, f"{one.model}:{pipeline}") for one in earlier if one.model]
+        found += models if isinstance(config.arguments[argument], list) else models[-1:]
     return found
+
+
+def handed(config: Config, takes: Sequence[Taken]) -> list[str]:
+    """What `--set` would be given for that; no policy where one is set by hand.
+
+    Args:
+        config: The stage as it was asked for.
+        takes: What it may take.
+    """
+    policies, values = config.stage.inputs.policies, dict[str, list[str]]()
+    by_hand = any(listed(config.arguments[argument]) for argument in policies)
+    for one in takes:
+        if one.argument not in policies or not by_hand:
+            values.setdefault(one.argument, []).append(one.value)
+    return [
+        f"{config.stage.stage}.{argument}="
+        + (json.dumps(names) if isinstance(config.arguments[argument], list) else names[0])
+        for argument, names in values.items()
+    ]
+
+
+def is_taken(one: Taken, config: Config) -> bool:
+    """Whether a stage takes it: what was set by hand wins, and may name the same."""
+    inputs = config.stage.inputs
+    arguments = inputs.policies if one.argument in inputs.policies else (one.argument,)
+    return any(one.value in listed(config.arguments[argument]) for argument in arguments)

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from launch.config import Config, resolve, stages
-from launch.pipeline.handoff import METRICS, ROLES, Product, Role, Taken, product_of, taken
+from launch.pipeline.handoff import METRICS, ROLES, Product, Role, Taken, handed, is_taken, product_of, taken
 from launch.spec import JobSpec, make_spec, small_job
 from tracking.errors import UserError, unknown
 from tracking.gate.rules import SECTION
@@ -144,12 +144,11 @@ def make_steps(
     now, steps, products = datetime.now(), list[Step](), list[Product]()
     for stage in stage_names:
         general = [*shared, *own[stage]]
-        takes = taken(resolve(stage, cluster, general), products, name)
-        handed = [f"{stage}.{one.argument}={one.value}" for one in takes]
-        given = [*handed, *general, f"name={check_name('run', run_of(stage))}"]
+        asked = resolve(stage, cluster, general)
+        takes = taken(asked, products, name)
+        given = [*handed(asked, takes), *general, f"name={check_name('run', run_of(stage))}"]
         config = resolve(stage, cluster, given)
-        # What was set by hand wins, and then comes from nobody.
-        takes = [one for one in takes if config.arguments[one.argument] == one.value]
+        takes = [one for one in takes if is_taken(one, config)]
         promised = {one.value for one in takes} | {str(one.folder) for one in products if one.folder is not None}
         spec = replace(make_spec(config, now), promised=frozenset(promised))
         if spec.cluster.executor != "slurm":

@@ -11,7 +11,7 @@ from launch import orphans, sbatch
 from launch.config import Config
 from launch.jobs.actions import submit_again, wait_until_over
 from launch.jobs.folders import find_runs
-from launch.models import held_model
+from launch.models import held_models
 from launch.pipeline import record as records
 from launch.pipeline.decisions import Decision, Seen, decide, see
 from launch.pipeline.gates import adopt_gate, jobs_of, new_gate, submit_gate
@@ -180,7 +180,7 @@ def _submit_stage(pipeline: Pipeline, step: Step, decision: Decision, own: StepR
     if decision.action == "new":
         arguments = ["--stage", step.stage, "--cluster", record.cluster]
         arguments += [part for setting in step.settings for part in ("--set", setting)]
-        with held_model(step.config, spec) as spec_of_now:
+        with held_models(step.config, spec) as spec_of_now:
             submitted = submit(step.config, spec_of_now, arguments=arguments)
         own.job_id, links = submitted.job_id, submitted.links
     else:

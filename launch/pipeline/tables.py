@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from launch.pipeline.decisions import Decision, Seen
 from launch.pipeline.record import Record
 from launch.places import default_cluster, run_root
+from tracking.files import read_json
 from tracking.words import NOTHING
 
 if TYPE_CHECKING:
@@ -54,7 +55,38 @@ def status(record: Record, seen: Sequence[Seen], at: str) -> RenderableType:
             "; ".join(_condition(condition) for condition in record.conditions.get(one.stage, ())) or NOTHING,
         )
     lines = [Text(line, overflow="fold") for line in notes(record, seen, at)]
-    return Group(Text(f"pipeline {record.name} on {record.cluster}", style="bold"), table, *lines)
+    results = [found for one in seen if (found := _policies(one)) is not None]
+    return Group(Text(f"pipeline {record.name} on {record.cluster}", style="bold"), table, *lines, *results)
+
+
+def _policies(one: Seen) -> RenderableType | None:
+    """What an evaluation of several policies has found; None before its end, and of one policy."""
+    if one.view is None or one.view.run.done is None:
+        return None
+    results = read_json(one.view.run.path / "evaluation.json") or {}
+    if len(results) < 2:
+        return None
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    trials = next(iter(results.values()))["trials"]
+    title = Text(f"{one.stage}: the policies on the same {trials} seeds", style="bold")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("policy", overflow="fold")
+    for name in ("success", "95 %", "steps", "against the first"):
+        table.add_column(name, no_wrap=True)
+    for name, found in results.items():
+        low, high = found["interval_95"]
+        against = found.get("against")
+        table.add_row(
+            Text(name),
+            f"{found['successes']}/{found['trials']}",
+            f"{100 * low:.0f}-{100 * high:.0f} %",
+            f"{found['mean_length']:.0f}",
+            f"+{against['better']} -{against['worse']}, p {against['p_holm']:.2g}" if against else "",
+        )
+    return Group(title, table)
 
 
 def _condition(one: dict[str, float | str]) -> str:

@@ -34,6 +34,7 @@ def findings(config: Config, spec: JobSpec, *, live: bool = False, asked: Questi
         What was found, the profile's part first.
     """
     from launch.preflight.arguments import argument_findings
+    from launch.preflight.dagger import dagger_findings
     from launch.preflight.disk import disk_findings
     from launch.preflight.folders import folder_findings
     from launch.preflight.inputs import input_findings
@@ -48,6 +49,8 @@ def findings(config: Config, spec: JobSpec, *, live: bool = False, asked: Questi
     yield from folder_findings(config, spec)
     yield from input_findings(config, spec)
     yield from argument_findings(config, spec)
+    if spec.stage == "dagger":
+        yield from dagger_findings(config, spec)
     yield from disk_findings(config, spec)
     yield from tracking_findings(config, spec)
     if live and spec.cluster.executor == "slurm":

@@ -8,6 +8,7 @@ submission does; so `launch/stages/arguments.json` holds its schema, written by 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from functools import cache, reduce
 from operator import or_
@@ -24,6 +25,7 @@ from tracking.files import read_json
 from tracking.gate.rules import SECTION, check_metrics, read_rules
 
 _FILE = ROOT / "launch" / "stages" / "arguments.json"
+_PARTS = ("programs", "policies", "chunks", "metrics", "seeds")
 _TYPES: dict[str, Any] = {"string": str, "integer": int, "number": float, "boolean": bool, "null": None}
 _CONSTRAINTS = {
     "minimum": "ge",
@@ -41,7 +43,7 @@ def argument_findings(config: Config, spec: JobSpec) -> Iterator[Finding]:
     stage = spec.stage
     for name, message in faults(spec.module, config.arguments):
         given = config.arguments.get(name)
-        if given is None and name == config.stage.inputs.bundle:
+        if given is None and name in config.stage.inputs.policies:
             continue  # said by another rule
         yield rules.ARGUMENTS(
             f"{stage}.{name}{f'={given!r}' if given is not None else ''}: {message}", f"--set {stage}.{name}=VALUE"
@@ -53,8 +55,8 @@ def argument_findings(config: Config, spec: JobSpec) -> Iterator[Finding]:
 
 @cache
 def known() -> Mapping[str, Any]:
-    """What the programs accept, the fields of the policies' configurations with their defaults, and the metrics."""
-    found: Mapping[str, Any] = read_json(_FILE) or {"programs": {}, "policies": {}, "metrics": {}}
+    """What `gilbreth_phase0.schemas` writes down of the programs; each part is empty where there is no such file."""
+    found: Mapping[str, Any] = read_json(_FILE) or {part: {} for part in _PARTS}
     return found
 
 
@@ -143,12 +145,8 @@ def _metrics(config: Config) -> Iterator[Finding]:
 def _together(config: Config, spec: JobSpec) -> Iterator[Finding]:
     """Looks at arguments that must go together."""
     arguments, stage = config.arguments, spec.stage
-    executed, chunk = arguments.get("n_action_steps"), arguments.get("action_chunk_size")
-    if isinstance(executed, int) and isinstance(chunk, int) and executed > chunk:
-        yield rules.ARGUMENTS(
-            f"{stage}.n_action_steps={executed}: a chunk has {chunk} actions ({stage}.action_chunk_size)",
-            f"--set {stage}.n_action_steps={chunk}",
-        )
+    yield from _chunk(config, spec)
+    yield from _seeds(config, spec)
     if arguments.get("eval_freq") and arguments.get("eval_episodes") == 0:
         yield rules.ARGUMENTS(
             f"{stage}.eval_freq={arguments['eval_freq']}: there is nothing to evaluate with {stage}.eval_episodes=0",
@@ -163,6 +161,73 @@ def _together(config: Config, spec: JobSpec) -> Iterator[Finding]:
             f"{stage}.batch_size={batch} cannot be shared by {ranks} ranks ({spec.resources.nodes} nodes x "
             f"{spec.resources.tasks}) with {accumulation} micro-batches each: {batch / whole:.4g} samples",
             f"--set {stage}.batch_size={-(-batch // whole) * whole} (micro-batch {-(-batch // whole)})",
+        )
+
+
+def _seeds(config: Config, spec: JobSpec) -> Iterator[Finding]:
+    """Looks at seeds that are for something else: what a policy was trained or chosen on flatters it."""
+    arguments, stage = config.arguments, spec.stage
+    # Roll-outs are those of all rounds.
+    for first, counts, purposes in (
+        ("eval_seed", ("eval_episodes",), ("selection",)),
+        ("rollout_seed", ("rounds", "episodes"), ("rollouts",)),
+        ("seed", ("episodes",) if "starts" in arguments else (), ("report", "fresh")),
+    ):
+        begin, *sizes = [value for name in (first, *counts) if isinstance(value := arguments.get(name), int)] or [0]
+        spans = [known()["seeds"][one] for one in purposes if one in known()["seeds"]]
+        if not counts or not spans or len(sizes) < len(counts):
+            continue
+        last = begin + math.prod(sizes) - 1
+        if last >= begin and not any(low <= begin and last <= high for low, high in spans):
+            allowed = " or ".join(f"{low} to {high}" for low, high in spans)
+            yield rules.ARGUMENTS(
+                f"{stage}.{first}={begin}: seeds {begin} to {last}, and those for this are {allowed}",
+                f"--set {stage}.{first}={spans[0][0]}",
+            )
+
+
+def policy_values(config: Config) -> dict[str, Any]:
+    """Fields of the policy's configuration as the program completes them; empty where the policy is not known."""
+    arguments = config.arguments
+    kind = known()["chunks"].get(arguments.get("policy"))
+    if kind is None:
+        return {}
+    given = {
+        "n_obs_steps": arguments.get("n_obs_steps"),
+        kind["field"]: arguments.get("action_chunk_size"),
+        "n_action_steps": arguments.get("n_action_steps"),
+    }
+    settings = arguments.get("policy_settings")
+    return {
+        **known()["policies"][arguments["policy"]],
+        **kind["defaults"],
+        **{name: value for name, value in given.items() if value is not None},
+        **(settings if isinstance(settings, dict) else {}),
+    }
+
+
+def _chunk(config: Config, spec: JobSpec) -> Iterator[Finding]:
+    """Looks at how many actions are predicted and how many of them executed."""
+    values, stage = policy_values(config), spec.stage
+    if not values:
+        return
+    kind = known()["chunks"][config.arguments["policy"]]
+    chunk, executed, seen = (values[name] for name in (kind["field"], "n_action_steps", "n_obs_steps"))
+    if not all(isinstance(value, int) for value in (chunk, executed, seen)):
+        return  # said by another rule
+    left = chunk - (seen - 1) if kind["starts_in_the_past"] else chunk
+    if executed > left:
+        what = f"a chunk has {left} actions ({stage}.action_chunk_size)"
+        past = f", behind {seen - 1} of the past ({stage}.n_obs_steps)" if left < chunk else ""
+        yield rules.ARGUMENTS(
+            f"{stage}.n_action_steps={executed}: {what}{past}", f"--set {stage}.n_action_steps={left}"
+        )
+    stages = values.get(kind["halvings"])
+    if isinstance(stages, list) and chunk % 2 ** len(stages):
+        whole = 2 ** len(stages)
+        yield rules.ARGUMENTS(
+            f"{stage}.action_chunk_size={chunk}: a chunk is halved {len(stages)} times ({kind['halvings']})",
+            f"--set {stage}.action_chunk_size={-(-chunk // whole) * whole}",
         )
 
 

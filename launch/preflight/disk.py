@@ -13,11 +13,12 @@ from typing import Any
 
 from launch.config import Config
 from launch.preflight import rules
-from launch.preflight.arguments import known
+from launch.preflight.arguments import policy_values
 from launch.preflight.finding import Finding
 from launch.preflight.folders import existing_part
 from launch.preflight.inputs import bundle_of, datasets_of, features_of
 from launch.spec import JobSpec
+from tracking.pace import total_steps
 from tracking.words import number, size
 
 # fp32 masters and AdamW's two moments, and the weights themselves, which are at most fp32.
@@ -69,14 +70,15 @@ def disk_findings(config: Config, spec: JobSpec) -> Iterator[Finding]:
 def estimate(config: Config, spec: JobSpec) -> Estimate | None:
     """Estimates a run's need; None for a stage that saves no checkpoints, or a policy that is not known."""
     arguments = config.arguments
-    if not all(isinstance(arguments.get(name), int) for name in ("save_freq", "keep_last_n", "training_steps")):
+    steps = total_steps(arguments)
+    if steps is None or not all(isinstance(arguments.get(name), int) for name in ("save_freq", "keep_last_n")):
         return None
     parameters = _parameters(config, spec)
     if parameters is None or arguments["save_freq"] < 1:
         return None
-    saves = -(-arguments["training_steps"] // arguments["save_freq"])
+    saves = -(-steps // arguments["save_freq"])
     every = arguments.get("keep_every") or 0
-    staying = arguments["keep_last_n"] + (arguments["training_steps"] // every if every > 0 else 0) + 1
+    staying = arguments["keep_last_n"] + (steps // every if every > 0 else 0) + 1
     count = min(saves, staying + 1)
     checkpoint = parameters * _CHECKPOINT_BYTES
     disk = os.statvfs(existing_part(spec.run_dir.parent))
@@ -88,13 +90,10 @@ def _parameters(config: Config, spec: JobSpec) -> int | None:
     bundle = bundle_of(config, spec)
     if bundle is not None and (bundle / "model.safetensors").is_file():
         return weights_in(bundle / "model.safetensors")
-    defaults = known()["policies"].get(config.arguments.get("policy"))
+    values = policy_values(config)
     folder = next(iter(datasets_of(config, spec)), None)
-    if config.arguments.get("policy") != "act" or defaults is None or folder is None:
+    if config.arguments.get("policy") != "act" or not values or folder is None:
         return None
-    settings = config.arguments.get("policy_settings")
-    chunk = config.arguments.get("action_chunk_size")
-    values = {**defaults, "chunk_size": chunk, **(settings if isinstance(settings, dict) else {})}
     features = features_of(folder)
     try:
         return act_parameters(values, features) if features else None

@@ -1,4 +1,4 @@
-"""What must stand before a stage's job starts: datasets, a policy, and that they go together."""
+"""What must stand before a stage's job starts: datasets, policies, and that they go together."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from launch.config import Config
-from launch.models import check_policy, find_policy, folder_of
+from launch.config import Config, listed
+from launch.models import check_policy, find_policy, folder_of, policies_of
 from launch.places import expand
 from launch.preflight import rules
 from launch.preflight.finding import Finding
@@ -21,35 +21,43 @@ _SHOWN = 3
 
 
 def input_findings(config: Config, spec: JobSpec) -> Iterator[Finding]:
-    """Yields which datasets and which policy are not there, or do not go together."""
+    """Yields which datasets and which policies are not there, or do not go together."""
     yield from _missing_datasets(config, spec)
-    yield from _missing_policy(config, spec)
-    bundle = bundle_of(config, spec)
-    if bundle is not None:
-        for folder in datasets_of(config, spec):
-            yield from _features(config, spec, folder, bundle)
+    yield from _missing_policies(config, spec)
+    inputs = config.stage.inputs
+    for argument, name in policies_of(config, spec.root, (*inputs.policies, *inputs.others)):
+        bundle = _bundle(name, spec)
+        if bundle is not None:
+            for folder in datasets_of(config, spec):
+                yield from _features(spec, folder, bundle, argument)
 
 
 def datasets_of(config: Config, spec: JobSpec) -> list[Path]:
     """The folders of the datasets that a stage reads: by name below a root, or `dataset`, which is a folder."""
-    argument = config.stage.inputs.datasets
-    if argument is None:
+    return [folder for _, folder in _datasets(config, spec)]
+
+
+def _datasets(config: Config, spec: JobSpec) -> list[tuple[str, Path]]:
+    """The argument that names a dataset, and its folder."""
+    arguments = config.stage.inputs.datasets
+    if not arguments:
         folder = config.arguments.get("dataset")
-        return [spec.root / Path(folder).expanduser()] if folder is not None else []
+        return [("dataset", spec.root / Path(folder).expanduser())] if folder is not None else []
     root = expand(config.arguments["root"] or spec.cluster.data_root, spec.root, "root")
-    given = config.arguments[argument]
-    return [root / name for name in (given if isinstance(given, list) else str(given).split(","))]
+    return [(one, root / name) for one in arguments for name in listed(config.arguments[one])]
 
 
 def bundle_of(config: Config, spec: JobSpec) -> Path | None:
     """The folder of the policy that a stage starts from; None where there is none, or only W&B has it."""
-    argument = config.stage.inputs.bundle
-    given = config.arguments[argument] if argument is not None else None
+    names = policies_of(config, spec.root, config.stage.inputs.policies)
+    return _bundle(names[0][1], spec) if names else None
+
+
+def _bundle(given: str, spec: JobSpec) -> Path | None:
     if given in spec.promised:
         return None
-    if given is None or (folder := folder_of(given, spec.root)) is not None:
-        is_there = given is not None and folder is not None and os.access(folder, os.X_OK) and folder.is_dir()
-        return folder if is_there else None
+    if (folder := folder_of(given, spec.root)) is not None:
+        return folder if os.access(folder, os.X_OK) and folder.is_dir() else None
     try:
         return find_policy(given, spec, pull=False).path
     except UserError:
@@ -82,30 +90,33 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _missing_datasets(config: Config, spec: JobSpec) -> Iterator[Finding]:
-    for folder in datasets_of(config, spec):
+    recorded = config.stage.inputs.datasets[:1]
+    for argument, folder in _datasets(config, spec):
         if not os.access(folder / "meta" / "info.json", os.R_OK) and str(folder) not in spec.promised:
             name = folder.name
+            record = f"record it: python -m launch.submit --stage collect --cluster {spec.cluster.name} "
+            record += f"--set collect.repo_id={name}, or name another: "
             yield rules.DATASET_MISSING(
                 f"dataset {name!r} is not in {folder.parent} (no {name}/meta/info.json)",
-                f"record it: python -m launch.submit --stage collect --cluster {spec.cluster.name} "
-                f"--set collect.repo_id={name}, or name another: "
-                f"--set {spec.stage}.{config.stage.inputs.datasets or 'dataset'}=NAME",
+                f"{record if argument in recorded else ''}--set {spec.stage}.{argument}=NAME",
             )
 
 
-def _missing_policy(config: Config, spec: JobSpec) -> Iterator[Finding]:
+def _missing_policies(config: Config, spec: JobSpec) -> Iterator[Finding]:
     """W&B is asked for a bare name that the store does not have; of W&B's own names only the submission can say."""
-    argument = config.stage.inputs.bundle
-    if argument is None:
-        return
-    key, given = f"{spec.stage}.{argument}", config.arguments[argument]
-    if given is None:
+    inputs = config.stage.inputs
+    if inputs.policies and not policies_of(config, spec.root, inputs.policies):
+        keys = [f"{spec.stage}.{argument}" for argument in inputs.policies]
         yield rules.POLICY_MISSING(
-            f"{key} is not set", f"--set {key}=runs/NAME/bundle, or a model by name: --set {key}=act-lift:best"
+            f"{' or '.join(keys)} is not set",
+            f"--set {keys[-1]}=runs/NAME/bundle, or a model by name: --set {keys[0]}=act-lift:best",
         )
-        return
-    if given in spec.promised:
-        return
+    for argument, name in policies_of(config, spec.root, (*inputs.policies, *inputs.others)):
+        if name not in spec.promised:
+            yield from _missing_policy(f"{spec.stage}.{argument}", name, spec)
+
+
+def _missing_policy(key: str, given: str, spec: JobSpec) -> Iterator[Finding]:
     if (folder := folder_of(given, spec.root)) is not None:
         if not os.access(folder / "config.json", os.R_OK):
             yield rules.POLICY_MISSING(
@@ -127,7 +138,7 @@ def _missing_policy(config: Config, spec: JobSpec) -> Iterator[Finding]:
         )
 
 
-def _features(config: Config, spec: JobSpec, dataset: Path, bundle: Path) -> Iterator[Finding]:
+def _features(spec: JobSpec, dataset: Path, bundle: Path, argument: str) -> Iterator[Finding]:
     there, wanted = features_of(dataset), features_of(bundle)
     if not there or not wanted:
         return
@@ -141,7 +152,7 @@ def _features(config: Config, spec: JobSpec, dataset: Path, bundle: Path) -> Ite
         more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         yield rules.FEATURES(
             f"dataset {dataset.name!r} and policy {bundle}: {'; '.join(faults[:_SHOWN])}{more}",
-            f"a policy that was trained on such data: --set {spec.stage}.{config.stage.inputs.bundle}=NAME",
+            f"a policy that was trained on such data: --set {spec.stage}.{argument}=NAME",
         )
 
 

@@ -53,6 +53,21 @@ def test_two_attempts_that_come_to_no_checkpoint_end(tmp_path: Path):
     assert [after(tmp_path, restart) for restart in range(2)] == [Outcome.REQUEUE, Outcome.END]
 
 
+def test_what_is_collected_is_progress(tmp_path: Path):
+    """GIVEN a run that is killed while it rolls a policy out THEN it goes on as long as roll-outs are made."""
+    rollouts = tmp_path / "rounds" / "01" / "rollouts"
+    rollouts.mkdir(parents=True)
+    for restart in range(3):
+        (rollouts / f"seed-{restart}.npz").touch()
+        assert after(tmp_path, restart) is Outcome.REQUEUE
+    (rollouts / ".seed-9.npz.tmp").touch()
+    assert after(tmp_path, 3) is Outcome.REQUEUE, "one attempt may be unlucky"
+    assert after(tmp_path, 4) is Outcome.END
+    write_json(rollouts.parent / "round.json", {})
+    assert after(tmp_path, 5) is Outcome.REQUEUE
+    assert [record.collected for record in read_attempts(tmp_path)] == [1, 2, 3, 3, 3, 4]
+
+
 def test_jobs_of_a_chain_are_counted_like_requeues(tmp_path: Path):
     """GIVEN jobs that hand on to each other WHEN two in a row make no progress THEN the chain ends, with the reason."""
     records = []

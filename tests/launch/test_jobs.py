@@ -84,6 +84,31 @@ def test_how_far_a_run_is_comes_from_the_end_of_its_journal(tmp_path: Path) -> N
     assert (progress.on_server, progress.url) == (45, "https://wandb.example/mine")
 
 
+def test_a_run_that_collects_shows_its_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """GIVEN a run of DAgger THEN roll-outs stand where steps do, and nobody says when it ends from its steps alone."""
+    run = make_run(tmp_path, "mine", rows=30)
+    measure_pace(run, 30)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(f"{config}dagger:\n  rounds: 3\n  episodes: 20\n  training_steps: 600\n")
+    record = read_json(run / "submission.json")
+    write_json(run / "submission.json", {**record, "stage": "dagger", "steps": None})
+    for number, made in ((1, 20), (2, 7)):
+        (run / f"rounds/{number:02}/rollouts").mkdir(parents=True)
+        for seed in range(made):
+            (run / f"rounds/{number:02}/rollouts/seed-{seed}.npz").touch()
+    (run / "rounds/01/round.json").write_text("{}")
+    (run / "rounds/02/policy").mkdir()
+    (view,) = look(tmp_path)
+    assert str(view.progress.round) == "2 of 3, roll-outs 7/20"
+    assert (view.progress.total, view.ends, view.of) == (1800, None, None)
+    assert main([f"--root={tmp_path}"]) == 0
+    assert "round 2: 7/20" in capsys.readouterr().out
+    (run / "rounds/02/round.json").write_text("{}")
+    assert main(["status", "mine", f"--root={tmp_path}"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "round 2 of 3 step 30 of 1,800" in shown
+
+
 def test_a_long_journal_is_not_read(tmp_path: Path) -> None:
     run = make_run(tmp_path, "mine", rows=2)
     with (run / "journal-000.jsonl").open("rb+") as file:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.config import ROOT, Config, resolve
-from launch.models import held_model, store_of
+from launch.models import held_models, store_of
 from launch.preflight import findings
 from launch.spec import JobSpec, make_spec
 from tracking.errors import UserError
@@ -83,7 +83,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 from launch.config import resolve
-from launch.models import held_model
+from launch.models import held_models
 from launch.preflight import findings
 from launch.spec import make_spec
 
@@ -93,7 +93,7 @@ for stage, given in (("eval", "eval.policy=act-lift:best"), ("bc", "bc.repo_ids=
     spec = make_spec(config, datetime(2025, 1, 2), root)
     print(*[f"{one.what}; {one.fix}" for one in findings(config, spec) if "store_root" in one.what])
     if stage == "eval":
-        with held_model(config, spec) as held:
+        with held_models(config, spec) as held:
             print(held.argv[0])
 """
     with only_readable(store.root):
@@ -135,7 +135,7 @@ def test_a_waiting_job_keeps_the_version_that_it_was_submitted_with(
 ) -> None:
     """GIVEN a job that waits WHEN the alias moves on THEN the job's version stays, and is the one that it loads."""
     config, spec = evaluation(tmp_path, "act-lift:best")
-    with held_model(config, spec) as held:
+    with held_models(config, spec) as held:
         publish(store, save_bundle(tmp_path / "c", 1.0), "act-lift", "best", mirror=False)
     assert "--policy=act-lift:v0" in held.argv and len(held.argv) == len(spec.argv)
     assert capsys.readouterr().out == f"model act-lift:best is act-lift:v0 in {store.root}\n"
@@ -143,19 +143,38 @@ def test_a_waiting_job_keeps_the_version_that_it_was_submitted_with(
     assert list(pins) == [f"queued job {spec.name}"]
     move_aliases(store, "act-lift", {"best": 1})
 
-    with pytest.raises(UserError, match="sbatch refused"), held_model(config, spec) as held:
+    with pytest.raises(UserError, match="sbatch refused"), held_models(config, spec) as held:
         assert "--policy=act-lift:v1" in held.argv
         raise UserError("sbatch refused the job")
     assert store.state("act-lift").pins.get(1) == {}
 
 
+def test_all_policies_that_a_job_names_are_held(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GIVEN names in a list and with commas, among folders, THEN each becomes its version, where it stands."""
+    publish(store, save_bundle(tmp_path / "c", 1.0), "dagger-lift", "best", mirror=False)
+    save_bundle(tmp_path / "a,b")
+    config, spec = evaluation(tmp_path, "act-lift", 'eval.policies=["dagger-lift:best,./b", "act-lift", "a,b"]')
+    with held_models(config, spec) as held:
+        given = [one for one in held.argv if one.startswith("--polic")]
+    folder = "--policies=a,b"
+    assert given == ["--policy=act-lift:v0", "--policies=dagger-lift:v0,./b", "--policies=act-lift:v0", folder]
+    assert capsys.readouterr().out.count("\n") == 2
+    assert all(store.state(name).pins[0] for name in ("act-lift", "dagger-lift"))
+    config, spec = evaluation(tmp_path, "act-lift", "eval.policies=[act-lfit]", "name=other")
+    with pytest.raises(UserError, match="act-lfit"), held_models(config, spec):
+        pass
+    assert "queued job other" not in store.state("act-lift").pins[0], "what was held before the fault is let go"
+
+
 def test_a_folder_is_given_to_the_job_as_it_is(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, spec = evaluation(tmp_path, str(tmp_path / "b"))
-    with held_model(config, spec) as held:
+    with held_models(config, spec) as held:
         assert held is spec
     monkeypatch.setenv("WANDB_MODE", "offline")
     config, spec = evaluation(tmp_path, "lab/p/other:best")
-    with pytest.raises(UserError, match="lab/p/other:best is not in the model store"), held_model(config, spec):
+    with pytest.raises(UserError, match="lab/p/other:best is not in the model store"), held_models(config, spec):
         pass
 
 
@@ -178,7 +197,7 @@ def test_a_model_of_wandb_is_taken_into_the_store_at_submission(
     assert "W&B has no lab/p/act-lift:bset" in fault
     assert not (tmp_path / "models").exists(), "looking leaves nothing"
     config, spec = evaluation(tmp_path, policy, "tracking.project=p")
-    with held_model(config, spec) as held:
+    with held_models(config, spec) as held:
         assert "--policy=act-lift:v0" in held.argv
     assert f"model {policy} is act-lift:v0 in " in capsys.readouterr().out
     store = store_of(spec)

@@ -36,7 +36,7 @@ from tracking.errors import UserError
 from tracking.files import read_json, write_atomic, write_json
 from tracking.sync.scan import find
 
-THREE = ["collect", "bc", "eval"]
+THREE, FOUR = ["collect", "bc", "eval"], ["collect", "bc", "dagger", "eval"]
 
 
 def make(folder: Path, *settings: str, stages: list[str] = THREE, conditions: dict[str, Any] | None = None) -> Record:
@@ -54,10 +54,38 @@ def errors(steps: list[Step]) -> list[str]:
 def test_stages_hand_on_by_name(tmp_path: Path) -> None:
     collect, bc, evaluation = steps_of(make(tmp_path, "collect.repo_id=cubes", "bc.resources.time=0:30:00"))
     assert bc.config.arguments["repo_ids"] == "cubes"
-    assert evaluation.config.arguments["policy"] == "act-cubes:mine"
+    assert evaluation.config.arguments["policies"] == ["act-cubes:mine"]
     assert (collect.product.folder, bc.product.model) == (tmp_path / "data" / "cubes", "act-cubes")
     assert (bc.spec.name, bc.spec.resources.time, collect.spec.resources.time) == ("mine-bc", 30, 60)
     assert errors([collect, bc, evaluation]) == []
+
+
+def test_a_model_of_several_datasets_has_the_name_that_its_program_gives_it(tmp_path: Path) -> None:
+    names = ("lift,extra", "lift, extra", "lab/lift,extra")
+    steps = [steps_of(make(tmp_path, f"bc.repo_ids={given}", stages=["bc", "eval"])) for given in names]
+    assert {bc.product.model for bc, _ in steps} == {"act-lift-extra"}
+
+
+def test_dagger_takes_data_and_policy_and_eval_takes_all_policies(tmp_path: Path) -> None:
+    _, _, dagger, evaluation = steps_of(make(tmp_path, "collect.repo_id=cubes", stages=FOUR))
+    given = [dagger.config.arguments[key] for key in ("repo_ids", "policy_artifact", "from_checkpoint")]
+    assert given == ["cubes", "act-cubes:mine", None]
+    assert [(one.stage, one.argument) for one in dagger.takes] == [("collect", "repo_ids"), ("bc", "policy_artifact")]
+    assert evaluation.config.arguments["policies"] == ["act-cubes:mine", "dagger-cubes:mine"]
+    assert [one.stage for one in evaluation.takes] == ["bc", "dagger"]
+    assert dagger.product.model == "dagger-cubes"
+    assert errors([dagger, evaluation]) == []
+
+
+def test_a_policy_that_is_set_by_hand_is_alone(tmp_path: Path) -> None:
+    """THEN none is handed on beside it, in whichever argument it stands; one of the pipeline's is still its stage's."""
+    by_hand = ["dagger.from_checkpoint=/elsewhere/bundle", "eval.policy=dagger-lift:mine"]
+    _, _, dagger, evaluation = steps_of(make(tmp_path, *by_hand, stages=FOUR))
+    assert (dagger.config.arguments["policy_artifact"], [one.stage for one in dagger.takes]) == (None, ["collect"])
+    assert (evaluation.config.arguments["policies"], [one.stage for one in evaluation.takes]) == ([], ["dagger"])
+    assert [one.partition(":")[0] for one in errors([dagger, evaluation])] == [
+        "dagger.from_checkpoint='/elsewhere/bundle'"
+    ]
 
 
 def test_the_table_names_arguments_that_there_are() -> None:
@@ -266,6 +294,33 @@ def test_the_screen_of_a_pipeline_that_stopped(stopped: Callable[..., tuple[Reco
     assert "not begun" in shown
     assert "python -m launch.pipeline run --resume mine --cluster lab --root /runs" in " ".join(shown.split())
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_the_screen_ends_with_the_policies_on_the_same_seeds(
+    stopped: Callable[..., tuple[Record, list[Seen]]], tmp_path: Path
+) -> None:
+    record, seen = stopped(*[("done", "passed")] * 3)
+    run = tmp_path / "runs" / "mine-eval"
+    first = {"successes": 61, "trials": 100, "interval_95": [0.512, 0.7], "mean_length": 120.4}
+    against = {"policy": "act-lift:mine", "better": 30, "worse": 2, "p": 1e-7, "p_holm": 2.46e-7}
+    second = {"successes": 89, "trials": 100, "interval_95": [0.81, 0.94], "mean_length": 60.0, "against": against}
+    write_json(run / "evaluation.json", {"act-lift:mine": first, "dagger-lift:mine": second})
+    write_json(run / "done.json", {"step": 100})
+    (view,), _ = look_at(find_runs([run]), 0.0)
+    seen[2] = replace(seen[2], view=view)
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(status(record, seen, ""))
+    lines = [" ".join(line.split()) for line in captured.get().splitlines()]
+    assert lines[-4].startswith("eval: the policies on the same 100 seeds")
+    assert lines[-2:] == [
+        "act-lift:mine 61/100 51-70 % 120",
+        "dagger-lift:mine 89/100 81-94 % 60 +30 -2, p 2.5e-07",
+    ]
+    write_json(run / "evaluation.json", {"trained": first})
+    with console.capture() as captured:
+        console.print(status(record, seen, ""))
+    assert "same" not in captured.get()
 
 
 def test_a_command_that_was_killed_leaves_its_jobs_to_the_next(tmp_path: Path) -> None:

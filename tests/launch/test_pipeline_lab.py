@@ -21,6 +21,7 @@ from launch.pipeline.record import Record
 from launch.pipeline.submitting import steps_of
 from launch.places import in_lab
 from tracking.files import read_json
+from tracking.models.lineage import lineage
 from tracking.store import Store
 
 from support import wait_until
@@ -31,6 +32,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.train, pytest.mark.sim, pytest.mark
 TINY = [
     *("cluster.node_local=[]", "tracking.mode=offline", "resources.gpus_per_node=0", "resources.tasks_per_node=1"),
     *("collect.episodes=3", "bc.training_steps=20", "bc.save_freq=10", "bc.batch_size=8", "bc.eval_episodes=1"),
+    *("dagger.rounds=1", "dagger.episodes=2", "dagger.rollout_workers=1", "dagger.training_steps=10"),
+    *("dagger.batch_size=8", "dagger.eval_episodes=1", "dagger.max_steps=70", "dagger.near_timeout=60"),
     *("eval.episodes=2", "eval.num_workers=1", "eval.max_steps=20", "gate.resources.gpus_per_node=0"),
     *(f"bc.policy_settings.{key}={json.dumps(value)}" for key, value in SMALL.items()),
 ]
@@ -62,7 +65,7 @@ class Pipelines:
     def settings(self, stages: list[str]) -> list[str]:
         """Those of stages that are not in the pipeline are refused there."""
         given = [*TINY, f"cluster.data_root={json.dumps(str(self.data))}"]
-        others = {"collect", "bc", "eval"} - set(stages)
+        others = {"collect", "bc", "dagger", "eval"} - set(stages)
         return [f"--set={one}" for one in given if one.split(".")[0] not in others]
 
     def killed(self, name: str, moment: Callable[[], object], *arguments: str) -> None:
@@ -125,15 +128,15 @@ def job(pipelines: Pipelines, name: str, stage: str) -> str:
     return pipelines.record(name)["steps"][stage]["job_id"]
 
 
-def test_collect_bc_eval_with_gates_that_fail_and_pass(pipelines: Pipelines) -> None:
+def test_four_stages_with_gates_that_fail_and_pass(pipelines: Pipelines) -> None:
     """GIVEN two pipelines at once, one with a condition that none can meet, THEN one comes to its end by the names that
     its own gates gave, and the other ends at the gate, says why, leaves nothing queued, and goes on after the fix."""
     mine, other = f"good-{os.getpid()}", f"bad-{os.getpid()}"
-    three = ["collect", "bc", "eval"]
-    said = pipelines.start(mine, three, "--min=bc.reward_per_step=0", "--min=eval.success_rate=0")
+    four = ["collect", "bc", "dagger", "eval"]
+    said = pipelines.start(mine, four, "--min=bc.reward_per_step=0", "--min=eval.success_rate=0")
     assert f"new run: {mine}-bc" in said
     again = pipelines.must("run", "--resume", mine)
-    assert again.count("left alone") == 3
+    assert again.count("left alone") == 4
     make_tiny_dataset(pipelines.data, "other")
     pipelines.start(other, ["bc", "eval"], "--set=bc.repo_ids=other", "--min=bc.reward_per_step=1000")
     pipelines.wait_for(other, "bc")
@@ -159,15 +162,22 @@ def test_collect_bc_eval_with_gates_that_fail_and_pass(pipelines: Pipelines) -> 
     assert [before[stage] == after[stage] for stage in before] == [True, False]
     assert read_json(pipelines.runs / f"{other}-eval" / "done.json")["policy"] == "act-other:v0"
 
-    pipelines.wait_for(mine, *three)
+    pipelines.wait_for(mine, *four)
     shown = pipelines.must("status", mine)
-    assert max(map(len, shown.splitlines()[:5])) <= 80
+    assert max(map(len, shown.splitlines()[:6])) <= 80
     assert "all gates passed" in shown
     assert f"act-lift:{mine} is act-lift:v0" in " ".join(shown.split())
     assert store.state("act-lift").aliases[mine] == 0
+    made = store.state("dagger-lift")
+    assert made.aliases[mine] == made.aliases["final"]
     done = read_json(pipelines.runs / f"{mine}-eval" / "done.json")
-    assert done["policy"] == "act-lift:v0"
-    assert pipelines.must("run", "--resume", mine).count("skipped") == 3
+    assert done["policy"] == f"act-lift:v0, dagger-lift:v{made.aliases[mine]}"
+    # It ends with both policies on the same seeds, and the later one goes back to the demonstrations.
+    assert [line.split()[0] for line in shown.splitlines()[-2:]] == [f"act-lift:{mine}", f"dagger-lift:{mine}"]
+    origin = lineage(store, f"dagger-lift:v{made.aliases[mine]}")
+    assert [one.name for one in origin.origins] == ["lift", f"{mine}-dagger/round-01", "act-lift:v0"]
+    assert [str(one) for one in origin.origins[2].origins] == ["dataset lift: 3 demonstrations, 79 frames"]
+    assert pipelines.must("run", "--resume", mine).count("skipped") == 4
 
 
 def test_a_command_that_was_killed_and_a_pipeline_that_is_cancelled(pipelines: Pipelines) -> None:

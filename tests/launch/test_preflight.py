@@ -108,6 +108,8 @@ def test_good_stages_are_passed(world: Path) -> None:
     assert found(world, "bc") == []
     assert found(world, "eval", "eval.policy=b") == []
     assert found(world, "eval", "eval.policy=b", "eval.dataset=data/lift") == []
+    assert found(world, "eval", "eval.policies=[b, ./b]", "eval.seed=10000000") == []
+    assert found(world, "dagger", "dagger.from_checkpoint=b", "dagger.gate=ensemble", "dagger.ensemble=b,./b") == []
     assert found(world, "collect", "cluster.qos=normal") == []
     assert found(world, "smoke") == []
     assert found(world, "bc", "resources.nodes=4", "resources.time=4:00:00", "bc.batch_size=512") == []
@@ -152,6 +154,40 @@ CASES: dict[str, tuple[str, list[str], str]] = {
     "batch": ("bc", ["bc.batch_size=33"], "bc.batch_size=33 cannot be shared by 2 ranks (1 nodes x 2)"),
 }
 """By rule: a stage, what is set, and a part of what is said."""
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule", "said"),
+    [
+        (["policy_artifact=null"], "policy-missing", ("dagger.from_checkpoint is not set", "act-lift:best")),
+        (["from_checkpoint=./b"], "arguments", ("one policy is corrected, not two", "dagger.from_checkpoint=null")),
+        (["policy_artifact=act-lfit"], "policy-missing", ("no model is found by that name", "tracking.models list")),
+        (["expert_policy=./nowhere"], "policy-missing", ("dagger.expert_policy='./nowhere'", "dagger.expert_policy=")),
+        (["expert=policy"], "arguments", ("expert=policy needs dagger.expert_policy", "expert_policy=act-lift:best")),
+        (["expert=recorded", "rounds=1"], "arguments", ("needs dagger.corrections", "dagger.corrections=NAME")),
+        (["corrections=run/round-01"], "dataset-missing", ("'round-01' is not in", "--set dagger.corrections=NAME")),
+        (["expert=recorded", "corrections=lift"], "arguments", ("rounds=3: corrections that are", "dagger.rounds=1")),
+        (["expert=keyboard"], "arguments", ("a job in a queue has no display", "--cluster local")),
+        (["gate=ensemble"], "arguments", ("needs dagger.ensemble", "dagger.ensemble=act-lift:v0,act-lift:v1")),
+        (["gate=oracel"], "arguments", ("gate='oracel': Input should be 'oracle', 'beta'", "dagger.gate=VALUE")),
+        (["rollout_seed=9999990"], "arguments", ("seeds 9999990 to 10000049", "dagger.rollout_seed=5000000")),
+        (["eval_seed=99999"], "arguments", ("seeds 99999 to 100048, and those for this are 100000 to", "=100000")),
+        (["batch_size=33"], "batch", ("dagger.batch_size=33 cannot be shared by 2 ranks", "dagger.batch_size=34")),
+        (["repo_ids=square"], "features", ("observation.state is (44,) in the dataset", "dagger.policy_artifact=NAME")),
+        (["save_freq=1", "keep_every=1", "training_steps=100000000000"], "disk-space", ("3000", "keep_every=0")),
+    ],
+)
+def test_what_dagger_would_refuse(
+    settings: list[str], rule: str, said: tuple[str, str], world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    dataset(world, "square", **{"observation.state": [44]})
+    publish(Store(world / "models"), world / "b", "act-lift", "best", mirror=False)
+    assert found(world, "dagger", "dagger.policy_artifact=act-lift:best") == []
+    given = [f"dagger.{setting}" for setting in ("policy_artifact=act-lift:best", *settings)]
+    errors = [one for one in found(world, "dagger", *given) if one.level == "error"]
+    assert [one.rule for one in errors] == [rule], errors
+    assert said[0] in errors[0].what and said[1] in errors[0].fix
 
 
 @pytest.mark.parametrize("rule", CASES)
@@ -228,7 +264,7 @@ def test_a_stage_that_starts_from_a_policy_and_reads_a_dataset(world: Path) -> N
     config, spec = job(world, "bc", "bc.repo_ids=square")
     config = config.model_copy(
         update={
-            "stage": config.stage.model_copy(update={"inputs": Inputs(datasets="repo_ids", bundle="start")}),
+            "stage": config.stage.model_copy(update={"inputs": Inputs(datasets=("repo_ids",), policies=("start",))}),
             "arguments": {**config.arguments, "start": "act-lift:best"},
         }
     )

@@ -90,7 +90,7 @@ print(json.dumps({"verdicts": verdicts, "text": text_of(Path("launch/stages")),
 def programs() -> dict[str, Any]:
     """What the programs themselves say; one process, because they import much."""
     modules = {resolve(stage, "local", []).stage.module: {} for stage in stages()}
-    modules["gilbreth_phase0.train_policy"] = {"repo_ids": "lift"}
+    modules["gilbreth_phase0.train_policy"] = modules["gilbreth_phase0.train_dagger"] = {"repo_ids": "lift"}
     modules["gilbreth_phase0.evaluate"] = {"policy": "act-lift"}
     done = subprocess.run(
         [sys.executable, "-c", ASK_THE_PROGRAMS],
@@ -120,8 +120,8 @@ def test_the_schema_accepts_what_the_programs_accept(programs: dict[str, Any]) -
 
 
 def test_an_argument_that_must_be_given() -> None:
-    assert list(faults("gilbreth_phase0.evaluate", {"policy": None})) == [("policy", "expected a value")]
-    assert list(faults("gilbreth_phase0.evaluate", {"policy": "act-lift"})) == []
+    assert list(faults("gilbreth_phase0.train_policy", {"repo_ids": None})) == [("repo_ids", "expected a value")]
+    assert list(faults("gilbreth_phase0.train_policy", {"repo_ids": "lift"})) == []
 
 
 def test_every_part_of_the_schema_is_understood() -> None:
@@ -176,3 +176,13 @@ def test_settings_of_the_policy_that_lerobot_does_not_have(tmp_path: Path) -> No
     assert finding.what == "bc.eval_freq=100: there is nothing to evaluate with bc.eval_episodes=0"
     (finding,) = said(tmp_path, "bc.n_action_steps=11")
     assert finding.what == "bc.n_action_steps=11: a chunk has 10 actions (bc.action_chunk_size)"
+
+
+def test_the_chunks_of_diffusion(tmp_path: Path) -> None:
+    diffusion = ["bc.policy=diffusion", "bc.policy_settings={down_dims: [32, 64]}"]
+    assert said(tmp_path, *diffusion, "bc.n_action_steps=15") == []
+    (finding,) = said(tmp_path, *diffusion, "bc.n_action_steps=16")
+    assert finding.what.endswith("a chunk has 15 actions (bc.action_chunk_size), behind 1 of the past (bc.n_obs_steps)")
+    (finding,) = said(tmp_path, *diffusion, "bc.action_chunk_size=10")
+    assert finding.what == "bc.action_chunk_size=10: a chunk is halved 2 times (down_dims)"
+    assert finding.fix == "--set bc.action_chunk_size=12"

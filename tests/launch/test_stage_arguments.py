@@ -13,7 +13,7 @@ from launch.config import resolve
 from launch.spec import flags
 from gilbreth_phase0.arguments import parse
 
-for stage in ("collect", "bc", "eval", "smoke"):
+for stage in ("collect", "bc", "dagger", "eval", "smoke"):
     config = resolve(stage, "local", [])
     model = importlib.import_module(config.stage.module).Arguments
     # The program reads the section model_management from the configuration that is saved with the run.
@@ -21,9 +21,10 @@ for stage in ("collect", "bc", "eval", "smoke"):
     if set(config.arguments) != fields:
         sys.exit(f"{stage}: missing {fields - set(config.arguments)}, unknown {set(config.arguments) - fields}")
     given = {"run_dir": "runs/x"}
-    for flag in flags(config.arguments | ({"policy": "runs/y/bundle"} if stage == "eval" else {})):
+    for flag in flags(config.arguments):
         name, _, value = flag.removeprefix("--").partition("=")
-        given[name.removeprefix("no-").replace("-", "_")] = value or not name.startswith("no-")
+        name = name if value else name.removeprefix("no-")
+        given[name.replace("-", "_")] = value or not flag.startswith("--no-")
     print(parse(model, given))
 """
 
@@ -31,4 +32,4 @@ for stage in ("collect", "bc", "eval", "smoke"):
 def test_every_stage_fits_its_program() -> None:
     done = subprocess.run([sys.executable, "-c", CHECK], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 4
+    assert len(done.stdout.splitlines()) == 5
