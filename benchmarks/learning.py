@@ -47,8 +47,8 @@ GATES = {
 }
 ROUND_FLAGS = [f"--rounds={ROUNDS}", f"--episodes={ROLL_OUTS}", f"--training-steps={ROUND_STEPS}"]
 COUNTS = (3, 5, 10, 20, 40)
-# A training seed of its own chooses the task's difficulty.
-CHOOSING_SEED = 1000
+# A training seed and episodes of their own choose the task's difficulty.
+CHOOSING_SEED, CHOOSING_SEEDS = 1000, 20_000_000
 _EXTRA_FROM = 20_000
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, help=__doc__)
@@ -142,7 +142,7 @@ def pays(
 
     def compared(seed: int) -> tuple[list[bool], list[bool], list[bool], int, int]:
         start = campaign.bc([dataset], BC_STEPS, seed)
-        run = campaign.dagger("pays", start, dataset, seed, *ROUND_FLAGS)
+        run = campaign.dagger("pays", start, dataset, seed, *ROUND_FLAGS, f"--rollout-seed={5_000_000 + 1000 * seed}")
         frames = sum(each.expert_frames for each in Ledger(run).rounds())
         steps = BC_STEPS + ROUND_STEPS * sum(each.is_trained for each in Ledger(run).rounds())
         extra = more_demonstrations(campaign, place, frames, seed)
@@ -169,7 +169,8 @@ def pays(
 def choose(campaign: Campaign, task: Task) -> int:
     """The first number of demonstrations at which behaviour cloning ends between 20 and 70 %."""
     for count in COUNTS:
-        found = campaign.successes(campaign.bc([campaign.demonstrations(task, count)], BC_STEPS, CHOOSING_SEED))
+        bundle = campaign.bc([campaign.demonstrations(task, count)], BC_STEPS, CHOOSING_SEED)
+        found = campaign.successes(bundle, first_seed=CHOOSING_SEEDS)
         print(f"choosing: {task.slug}, {count} demonstrations: {rate(found)}", flush=True)
         if 0.2 <= sum(found) / len(found) <= 0.7:
             return count
@@ -194,9 +195,9 @@ def verdict(new: Sequence[bool], old: Sequence[bool]) -> str:
 
 
 def sign_flips(differences: Sequence[int]) -> float:
-    """The chance of a sum so great or greater, were each difference as likely negative (one-sided, exact)."""
+    """The chance of a sum so far from 0 or farther, were each difference as likely negative (two-sided, exact)."""
     signs = np.array(np.meshgrid(*[[-1, 1]] * len(differences))).reshape(len(differences), -1)
-    return float(np.mean(np.abs(differences) @ signs >= sum(differences)))
+    return float(np.mean(np.abs(np.abs(differences) @ signs) >= abs(sum(differences))))
 
 
 def ended() -> None:

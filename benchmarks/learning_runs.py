@@ -102,12 +102,13 @@ class Campaign:
         )
         return run
 
-    def successes(self, bundle: Path) -> list[bool]:
-        """Evaluates a policy on the reported seeds; the order is theirs."""
-        path = bundle.parent / f"{bundle.name}-on-{self.episodes}"
+    def successes(self, bundle: Path, first_seed: int | None = None) -> list[bool]:
+        """Evaluates a policy on the reported seeds, or on fresh ones from a seed on; the order is theirs."""
+        path = bundle.parent / f"{bundle.name}-on-{self.episodes}{f'-from-{first_seed}' if first_seed else ''}"
+        starts = ["--starts=fresh", f"--seed={first_seed}"] if first_seed else []
         self._python(
             *("gilbreth_phase0.evaluate", f"--policy={bundle}", f"--episodes={self.episodes}", "--num-workers=1"),
-            f"--run-dir={path}",
+            *(f"--run-dir={path}", *starts),
         )
         found = next(iter(json.loads((path / "evaluation.json").read_text()).values()))
         return [episode["success"] for episode in found["episodes"]]

@@ -24,6 +24,7 @@ from gilbreth_phase0.environments import START_RANGE, EnvironmentArguments, Task
 from gilbreth_phase0.progress import progress
 from gilbreth_phase0.ranks import Ranks
 from gilbreth_phase0.run_folder import make_run_folder, write_done
+from gilbreth_phase0.seeds import DEMONSTRATIONS
 from gilbreth_phase0.statistics import wilson_interval
 from gilbreth_phase0.workers import ordered_map
 from tracking.errors import UserError
@@ -44,7 +45,9 @@ class Arguments(StageArguments):
     )
     root: Path = Field(Path("data"), description="folder of all datasets")
     episodes: int = Field(30, ge=1, description="successful demonstrations to record")
-    seed: int = Field(0, ge=0, description="seed of the first episode tried; the next ones follow")
+    seed: int = Field(
+        0, ge=0, lt=DEMONSTRATIONS.stop, description="seed of the first episode tried; the next ones follow"
+    )
     task: Task = Field("Lift", description="robosuite task")
     start_range: float | None = Field(
         None, gt=0, le=0.25, description="cubes start within ± this of the table's centre, m; Lift 0.03, Stack 0.08"

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gilbreth_phase0.datasets import read_environment
+from gilbreth_phase0.datasets import ENVIRONMENT_FILE, read_environment, write_environment
 from gilbreth_phase0.job import Job
 from gilbreth_phase0.kept_bundles import BUNDLE, FINAL_MODEL, best_bundle, keep_best, take_bundle
 from gilbreth_phase0.publishing import BEST, FINAL, LAST_SEED, Candidate, Trials, publish_policy
@@ -124,14 +124,19 @@ class Gating:
         """Evaluates the policy that the run starts from, as that of step 0; every rank must call it.
 
         Args:
-            bundle: Its folder, which stays as it is.
+            bundle: Its folder, which stays as it is; it is evaluated where all later ones are.
         """
-        self.job.on_main(lambda: take_bundle(bundle, self._bundle))
+        self.job.on_main(lambda: self.take_start(bundle))
         try:
             with_all_ranks(self.job, self._bundle, lambda tries: self.decide(0, None, tries), max_steps=self.max_steps)
         except Stopped as stopped:
             return stopped.stop
         return Stop.NO
+
+    def take_start(self, bundle: Path) -> None:
+        """Has the policy that the run starts from as the run's own, in the run's environment."""
+        take_bundle(bundle, self._bundle)
+        write_environment(self._bundle / ENVIRONMENT_FILE, read_environment(self.datasets[0]))
 
     @property
     def _bundle(self) -> Path:

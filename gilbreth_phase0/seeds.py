@@ -16,16 +16,25 @@ SELECTION = range(100_000, 1_000_000)
 REPORT = range(1_000_000, 5_000_000)
 """These are reported, always the same ones, so that policies compare."""
 
-ROLLOUTS = range(5_000_000, 10_000_000)
+ROLLOUTS = range(5_000_000, 9_990_000)
 """DAgger rolls policies out from these, and trains on what comes of it."""
+
+CALIBRATION = range(9_990_000, 9_995_000)
+"""An ensemble's threshold is found on these."""
+
+EXPERT_TRIES = range(9_995_000, 10_000_000)
+"""An expert must solve the task on one of these before it may correct a policy."""
 
 FRESH = range(10_000_000, 2**31)
 """Drawn anew each time, to confirm what the others say."""
 
+_ROOM = 100_000
+"""Of those for selecting, so many are left for the gate's confirmations, which go on behind the first ones."""
+
 _PURPOSE = (
     (DEMONSTRATIONS, "which are demonstrated and trained on"),
     (SELECTION, "which choose a checkpoint: what it gets on them flatters it"),
-    (ROLLOUTS, "which DAgger trains on"),
+    (range(ROLLOUTS.start, EXPERT_TRIES.stop), "which DAgger trains on"),
 )
 
 
@@ -41,10 +50,11 @@ def check_selection(seeds: range) -> None:
     Raises:
         UserError: Says where those for selecting are.
     """
-    if seeds and not _within(seeds, SELECTION):
+    first = range(SELECTION.start, SELECTION.stop - _ROOM)
+    if seeds and not _within(seeds, first):
         raise UserError(
             f"--eval-seed {seeds[0]} --eval-episodes {len(seeds)}: seeds {seeds[0]} to {seeds[-1]}, and checkpoints are"
-            f" chosen on seeds {SELECTION.start} to {SELECTION[-1]} alone, so that others are left to report on\n"
+            f" chosen on seeds {first.start} to {first[-1]} alone, so that others are left to report on\n"
             f"  next: --eval-seed {SELECTION.start}"
         )
 

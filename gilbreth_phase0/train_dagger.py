@@ -6,6 +6,7 @@ and publishes. A run that is killed anywhere goes on where it was: no roll-out i
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,6 +27,8 @@ from tracking.names import slug
 if TYPE_CHECKING:
     from lerobot.policies.pretrained import PreTrainedPolicy
     from lerobot.processor import PolicyProcessorPipeline
+
+    from gilbreth_phase0.environments import EnvironmentArguments
 
 PERSONS = ("keyboard", "spacemouse")
 
@@ -50,6 +53,9 @@ class Arguments(TrainingArguments):
     rollout_seed: int = Field(ROLLOUTS.start, ge=0, description="seed of the first roll-out; the next ones follow")
     rollout_workers: int = Field(2, ge=1, description="processes of each rank that simulate; changes no result")
     training_steps: int = Field(1000, ge=1, description="optimizer steps of a round")
+    max_steps: int = Field(
+        0, ge=0, description="steps of a roll-out and of an evaluated episode; 0 for the environment's horizon"
+    )
     from_scratch: bool = Field(False, description="train each round's policy anew instead of going on with the last")
 
     expert: Literal["scripted", "policy", "keyboard", "spacemouse", "recorded"] = Field(
@@ -58,7 +64,9 @@ class Arguments(TrainingArguments):
     expert_policy: Name | None = Field(None, description="the policy that corrects (--expert policy), by name or path")
     corrections: Name | None = Field(None, description="datasets with corrections (--expert recorded), below --root")
     gate: Literal["oracle", "beta", "ensemble", "random"] = Field("oracle", description="what asks the expert")
-    num_interventions: int = Field(0, ge=0, description="takeovers of all rounds together; 0 for any number")
+    num_interventions: int = Field(
+        0, ge=0, description="takeovers of all rounds together, shared out over them; 0 for any number"
+    )
     takeover_steps: int = Field(10, ge=1, description="steps of a takeover at least")
     settle_steps: int = Field(5, ge=0, description="steps after it in which no gate asks again")
     disagreement: float = Field(0.6, gt=0, description="oracle: distance of the two actions at which it takes over")
@@ -134,7 +142,7 @@ class DAggerTrainer:
         initial_policy: A LeRobot policy.
         preprocessor: Its own.
         postprocessor: Its own.
-        num_human_interventions: Takeovers of all rounds together.
+        num_human_interventions: Takeovers of all rounds together, shared out over them; 0 for any number.
         intervention_frequency: Chance of a takeover at each step of the policy (gate `random`).
         run_dir: The run folder; `checkpoints/dagger_{dataset}` without it.
         rounds: Rounds that the episodes are shared out over.
@@ -177,8 +185,6 @@ class DAggerTrainer:
         Raises:
             UserError: As the program says it.
         """
-        from gilbreth_phase0.policies import Policy, save_bundle
-
         run_dir = self._run_dir or Path("checkpoints") / f"dagger_{slug(dataset_repo_id)}"
         initial = run_dir / "initial"
         arguments = parse(
@@ -193,13 +199,30 @@ class DAggerTrainer:
             },
         )
         check(arguments)
-        if not (run_dir / RUN_FILE).is_file():
-            model, preprocessor, postprocessor = self._parts
-            run_dir.mkdir(parents=True, exist_ok=True)
-            environment = read_environment(arguments.root / names(dataset_repo_id)[0])
-            save_bundle(Policy(model, preprocessor, postprocessor), model.state_dict(), environment, initial)
+        if Ranks.from_environment().is_main:
+            self._save(initial, read_environment(arguments.root / names(dataset_repo_id)[0]))
         train(arguments)
         return run_dir / "bundle"
+
+    def _save(self, initial: Path, environment: EnvironmentArguments) -> None:
+        """Has the policy on the disk; where a run began from one there already, it must be the same."""
+        from gilbreth_phase0.policies import Policy, save_bundle
+        from tracking.store.contents import file_digest
+
+        model, preprocessor, postprocessor = self._parts
+        initial.parent.mkdir(parents=True, exist_ok=True)
+        given = initial.with_name("given")
+        save_bundle(Policy(model, preprocessor, postprocessor), model.state_dict(), environment, given)
+        if not (initial.parent / RUN_FILE).is_file():
+            shutil.rmtree(initial, ignore_errors=True)
+            given.rename(initial)
+            return
+        digests = [file_digest(folder / "model.safetensors") for folder in (given, initial)]
+        shutil.rmtree(given)
+        if digests[0] != digests[1]:
+            raise UserError(
+                f"{initial.parent} is a run that began from another policy\n  next: another run_dir, or remove it"
+            )
 
 
 app = command(Arguments, train)

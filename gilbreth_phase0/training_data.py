@@ -242,6 +242,26 @@ def _joined(parts: Sequence[Part]) -> Dataset[Any]:
     return SelectedSamples([(each, part.frames) for each, part in zip(samples, parts, strict=True)])
 
 
+def check_sources(sources: Sequence[Source], say: Callable[[str], None] = print) -> list[Described]:
+    """Makes sure that datasets can be trained on together, from what their metadata tell.
+
+    Raises:
+        UserError: They differ, or one is annotated by half.
+    """
+    described = [
+        Described(one.repo_id, open_metadata(one.root, one.repo_id), read_environment(one.root)) for one in sources
+    ]
+    for one in described:
+        check_columns(one.name, one.meta.features)
+    check_alike(described, say)
+    return described
+
+
+def can_leave_padding_out(policy_type: str) -> bool:
+    """Whether it is known of a policy that padded steps of a chunk can be kept out of its loss."""
+    return policy_type in POLICIES
+
+
 def mask_padding(config: PreTrainedConfig) -> None:
     """Keeps padded steps of a chunk out of a policy's loss.
 

@@ -6,8 +6,9 @@ expert's labels are one more episode, and `samples` cuts its chunks behind each 
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gilbreth_phase0.annotations import DaggerFilter
 from gilbreth_phase0.dagger.rollout import RollOut
 from gilbreth_phase0.datasets import (
     INTERVENTION,
@@ -90,8 +92,14 @@ def _stretch(roll_out: RollOut, actions: Column, frames: slice, source: int, suc
 
 
 def write_dataset(
-    final: Path, repo_id: str, environment: EnvironmentArguments, roll_outs: Iterable[RollOut], facts: Mapping[str, Any]
-) -> dict[str, int]:
+    final: Path,
+    repo_id: str,
+    environment: EnvironmentArguments,
+    roll_outs: Iterable[RollOut],
+    *,
+    facts: Mapping[str, Any],
+    check_ownership: Callable[[], None] = lambda: None,
+) -> dict[DaggerFilter, int]:
     """Writes the roll-outs of a round as a dataset, which is there whole or not at all.
 
     Args:
@@ -99,34 +107,58 @@ def write_dataset(
         repo_id: Its name.
         environment: What the roll-outs were made in.
         roll_outs: In the order in which they are to stand.
-        facts: Which run and round it is of.
+        facts: Which run, round and roll-outs it is of.
+        check_ownership: Raises where this attempt may not write any more; called before the dataset gets its name.
 
     Returns:
-        Its episodes, and those that the filter `corrections` keeps: `episodes`, `corrections`, `correction_frames`.
+        How many of its episodes each filter keeps.
 
     Raises:
         UserError: Something else is in its place.
     """
-    there = read_json(final / "meta" / ROUND_FILE)
+    there = dataset_of(final)
     if there is not None and there["of"] == dict(facts):
-        return dict(there["counts"])
-    if final.exists():
-        raise UserError(
-            f"{final} exists and is not of this round. Name the datasets of this run otherwise: --dagger-repo-id NAME"
-        )
-    temporary = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
+        return dict(there["kept"])
+    check_place(final, facts)
+    temporary = final.with_name(f".{final.name}.{os.uname().nodename}-{os.getpid()}.partial")
+    for leftover in final.parent.glob(f".{final.name}.*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary.parent.mkdir(parents=True, exist_ok=True)
     dataset = create_dataset(temporary, repo_id, environment, annotated=True)
-    counts = {"episodes": 0, "corrections": 0, "correction_frames": 0}
+    kept: dict[DaggerFilter, int] = {"all": 0, "success": 0, "corrections": 0}
     for roll_out in roll_outs:
         for stretch in stretches(roll_out):
             add_episode(dataset, environment, stretch.columns)
-            counts["episodes"] += 1
-            if stretch.source == EXPERT and stretch.success:
-                counts["corrections"] += 1
-                counts["correction_frames"] += len(stretch.columns["action"])
+            kept["all"] += 1
+            kept["success"] += stretch.success
+            kept["corrections"] += stretch.success and stretch.source == EXPERT
     dataset.finalize()
-    write_json(temporary / "meta" / ROUND_FILE, {"of": dict(facts), "counts": counts})
+    write_json(temporary / "meta" / ROUND_FILE, {"of": dict(facts), "kept": kept})
+    check_ownership()
     publish_dataset(temporary, final)
-    return counts
+    return kept
+
+
+def dataset_of(folder: Path) -> dict[str, Any] | None:
+    """What the dataset of a round says about itself; None where there is none."""
+    found: dict[str, Any] | None = read_json(folder / "meta" / ROUND_FILE)
+    return found
+
+
+def check_place(final: Path, facts: Mapping[str, Any]) -> None:
+    """Refuses the place of a round's dataset where something of another run is.
+
+    Args:
+        final: The dataset's folder.
+        facts: Which run it is of; the dataset there may be that of an earlier attempt.
+
+    Raises:
+        UserError: Says how to name it otherwise.
+    """
+    if not final.exists():
+        return
+    there = (dataset_of(final) or {}).get("of", {})
+    if any(there.get(key) != facts.get(key) for key in ("run_id", "round")) or "roll_outs" in facts:
+        raise UserError(
+            f"{final} exists and is not of this run. Name the datasets of this run otherwise: --dagger-repo-id NAME"
+        )

@@ -21,7 +21,7 @@ from gilbreth_phase0.dagger.gates import (
     calibrated,
 )
 from gilbreth_phase0.dagger.rounds import Ledger
-from gilbreth_phase0.seeds import ROLLOUTS
+from gilbreth_phase0.seeds import CALIBRATION
 from gilbreth_phase0.workers import ordered_map
 from tracking.files import read_json, write_json
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _CALIBRATIONS = 6
 
 
-def make_gate(arguments: Arguments, start: Start, ledger: Ledger, number: int) -> Gate:
+def make_gate(arguments: Arguments, start: Start, ledger: Ledger, number: int) -> Gate | None:
     """Makes the gate of a round; an ensemble's threshold is found from roll-outs of the policy alone, once a round.
 
     Args:
@@ -39,7 +39,12 @@ def make_gate(arguments: Arguments, start: Start, ledger: Ledger, number: int) -
         start: What the run began from.
         ledger: Of the run.
         number: The round.
+
+    Returns:
+        The gate; None where a person decides.
     """
+    if start.person is not None:
+        return None
     patience = Patience(arguments.takeover_steps, arguments.settle_steps)
     if arguments.gate == "beta":
         return BetaMixing(beta(arguments.beta_schedule, number, arguments.rounds, arguments.beta_base))
@@ -58,7 +63,7 @@ def make_gate(arguments: Arguments, start: Start, ledger: Ledger, number: int) -
     known = read_json(path)
     if known is None:
         setup = Setup(start.environment, ledger.folder(number) / "policy", gate, start.policy_expert)
-        seeds = range(ROLLOUTS.stop - _CALIBRATIONS, ROLLOUTS.stop)
+        seeds = CALIBRATION[:_CALIBRATIONS]
         with ordered_map(partial(DoubtWorker, setup), seeds, arguments.rollout_workers) as doubts:
             known = {"threshold": calibrated(list(doubts), arguments.switch_rate, patience)}
         write_json(path, known)
@@ -80,7 +85,7 @@ class DoubtWorker:
         return self._gate.doubts
 
 
-def make_worker(start: Start, policy: Path, gate: Gate) -> Callable[[], Worker]:
+def make_worker(start: Start, policy: Path, gate: Gate | None) -> Callable[[], Worker]:
     """Makes what makes the roll-outs of a round.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,12 +13,16 @@ import numpy as np
 from gilbreth_phase0.annotations import read_annotations
 from gilbreth_phase0.arguments import names
 from gilbreth_phase0.contenders import find_policy, with_horizon
+from gilbreth_phase0.dagger.aggregate import check_place
 from gilbreth_phase0.dagger.collection import check_expert
 from gilbreth_phase0.dagger.policy_expert import PolicyExpert
 from gilbreth_phase0.dagger.rounds import Ledger, Round
 from gilbreth_phase0.datasets import features, open_dataset, read_environment
 from gilbreth_phase0.environments import TASK_DESCRIPTION, EnvironmentArguments
-from gilbreth_phase0.seeds import ROLLOUTS
+from gilbreth_phase0.kept_bundles import take_bundle
+from gilbreth_phase0.run_folder import make_run_folder
+from gilbreth_phase0.seeds import EXPERT_TRIES
+from gilbreth_phase0.training_arguments import TrainingArguments
 from gilbreth_phase0.training_data import Source, read_sources
 from tracking.errors import UserError
 from tracking.files import read_json
@@ -56,6 +61,7 @@ class Start:
     """What a run begins from.
 
     Attributes:
+        token: Tells this run from any other of the same name.
         initial: The policy that is to be corrected.
         policy_type: LeRobot's name of its type.
         environment: Where it is rolled out.
@@ -64,6 +70,7 @@ class Start:
         person: The device of the person who corrects, where it is one.
     """
 
+    token: str
     initial: Found
     policy_type: str
     environment: EnvironmentArguments
@@ -104,11 +111,23 @@ def begin(arguments: Arguments, ledger: Ledger) -> Start:
     Raises:
         UserError: Something is not there, or does not go with the rest.
     """
-    known = ledger.facts().get("start")
-    if known is not None:
-        return _read(known)
+    known, asked = ledger.facts(), _asked(arguments)
+    if known:
+        faults = [
+            f"{key}: {known['asked'].get(key)!r} at the beginning, {value!r} now"
+            for key, value in asked.items()
+            if known["asked"].get(key) != value
+        ]
+        if faults:
+            raise UserError(
+                f"{ledger.run_dir} was begun with other arguments:\n  "
+                + "\n  ".join(faults)
+                + "\n  next: the same ones again, or a new run (--run-dir)"
+            )
+        return _read(known["start"])
     initial = _find(str(arguments.from_checkpoint or arguments.policy_artifact))
     start = Start(
+        token=secrets.token_hex(8),
         initial=initial,
         policy_type=str(read_json(Path(initial.folder) / "config.json")["type"]),
         environment=_environment(arguments, Path(initial.folder)),
@@ -118,14 +137,23 @@ def begin(arguments: Arguments, ledger: Ledger) -> Start:
     )
     for policy in (initial, *([start.expert] if start.expert else []), *start.members):
         _check_policy(policy, start.environment)
+    _check_data(arguments, start, ledger)
     if start.person is not None:
         from gilbreth_phase0.experts.person import check_device
 
         check_device(start.person)
     elif arguments.expert != "recorded":
         _check_expert(start, arguments)
-    ledger.keep_facts(start={**asdict(start), "environment": start.environment.model_dump()})
+    take_bundle(start.policy, ledger.folder(1) / "policy")
+    ledger.keep_facts(start={**asdict(start), "environment": start.environment.model_dump()}, asked=asked)
     return start
+
+
+def _asked(arguments: Arguments) -> dict[str, Any]:
+    """The arguments that decide about roll-outs and rounds; a later attempt must have the same."""
+    shared = set(TrainingArguments.model_fields) - {"training_steps", "max_steps"}
+    values = arguments.model_dump(mode="json", exclude={*shared, "run_dir", "rollout_workers"})
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def record_uses(start: Start, run_dir: Path) -> None:
@@ -168,7 +196,7 @@ def recorded_round(arguments: Arguments) -> Round:
         expert_executed=frames,
         solved=0,
         solved_alone=0,
-        corrections=episodes,
+        kept=episodes,
     )
 
 
@@ -180,20 +208,25 @@ def check_round(found: Round, arguments: Arguments) -> None:
     """
     if found.roll_outs == 0:
         raise UserError(
-            f"round {found.number}: all {found.discarded} roll-outs were discarded; none is left to learn from"
+            f"round {found.number}: all {found.discarded} roll-outs were discarded; none is left to learn from\n"
+            "  next: a new run (--run-dir)"
         )
     if found.expert_frames or found.solved == found.roll_outs:
         return
+    failed = f"the policy failed in {found.roll_outs - found.solved} of {found.roll_outs} roll-outs"
+    if arguments.expert in ("keyboard", "spacemouse"):
+        raise UserError(
+            f"round {found.number}: you never took over, and {failed}\n  next: a new run (--run-dir); h takes over"
+        )
     hints = {
         "oracle": "--disagreement, --no-progress, --near-timeout",
         "ensemble": "--switch-rate",
         "random": "--intervention-frequency",
-        "beta": "--beta-schedule exponential: β is 0 here, and yet nothing was labelled",
+        "beta": "--beta-schedule",
     }
     raise UserError(
-        f"round {found.number}: the gate {arguments.gate} never asked for the expert, and the policy failed in"
-        f" {found.roll_outs - found.solved} of {found.roll_outs} roll-outs\n"
-        f"  next: let it ask earlier ({hints[arguments.gate]})"
+        f"round {found.number}: the gate {arguments.gate} never asked for the expert, and {failed}\n"
+        f"  next: a new run (--run-dir) in which it asks earlier ({hints[arguments.gate]})"
     )
 
 
@@ -203,11 +236,12 @@ def check_corrections(found: Round, arguments: Arguments) -> None:
     Raises:
         UserError: Says what came of the takeovers.
     """
-    if found.expert_frames and not found.corrections and arguments.dagger_filter == "corrections":
+    if found.expert_frames and not found.kept:
         raise UserError(
-            f"round {found.number}: the expert took over {found.takeovers} times and solved the task in none of them:"
-            " no correction is left to learn from\n"
-            "  next: give it more time (--near-timeout, --max-steps), or another expert (--expert)"
+            f"round {found.number}: of {found.takeovers} takeovers, none solved the task or was handed back:"
+            f" --dagger-filter {arguments.dagger_filter} keeps nothing to learn from\n"
+            "  next: a new run (--run-dir) that gives the expert more time (--near-timeout, --max-steps), or another"
+            " expert (--expert)"
         )
 
 
@@ -218,6 +252,7 @@ def _find(given: str) -> Found:
 
 def _read(known: Mapping[str, Any]) -> Start:
     return Start(
+        token=known["token"],
         initial=Found(**known["initial"]),
         policy_type=known["policy_type"],
         environment=EnvironmentArguments(**known["environment"]),
@@ -245,6 +280,27 @@ def _environment(arguments: Arguments, policy: Path) -> EnvironmentArguments:
     return with_horizon(environment, arguments.max_steps or None)
 
 
+def _check_data(arguments: Arguments, start: Start, ledger: Ledger) -> None:
+    """Refuses datasets that do not go together, and places of the rounds' own that are taken or cannot be written."""
+    from gilbreth_phase0.training_data import can_leave_padding_out, check_sources
+
+    sources = start.sources(arguments)
+    recorded = [Source(arguments.root / name, name) for name in names(arguments.corrections)]
+    check_sources([*sources, *recorded])
+    if arguments.expert == "recorded":
+        recorded_round(arguments)
+        return
+    if arguments.gate == "beta" and not can_leave_padding_out(start.policy_type):
+        raise UserError(
+            f"--gate beta: on relabelled roll-outs chunks end early, and {start.policy_type} is not known to leave what"
+            " follows out of its loss\n  next: --gate oracle"
+        )
+    base = arguments.root / (arguments.dagger_repo_id or ledger.run_dir.name)
+    for number in range(1, arguments.rounds + 1):
+        check_place(base / f"round-{number:02d}", {"run_id": start.token, "round": number})
+    make_run_folder(base)
+
+
 def _check_policy(policy: Found, environment: EnvironmentArguments) -> None:
     """Refuses a policy that was trained on other features, from its configuration alone."""
     config = read_json(Path(policy.folder) / "config.json")
@@ -264,7 +320,7 @@ def _check_policy(policy: Found, environment: EnvironmentArguments) -> None:
 
 def _check_expert(start: Start, arguments: Arguments) -> None:
     """Refuses an expert that never succeeds, and says where it needs longer than a late takeover leaves."""
-    seeds = range(ROLLOUTS.stop - _EXPERT_TRIES, ROLLOUTS.stop)
+    seeds = EXPERT_TRIES[:_EXPERT_TRIES]
     steps = check_expert(start.environment, start.policy_expert, seeds)
     if steps is None:
         raise UserError(

@@ -8,7 +8,8 @@ again, and takeovers count in the order of the seeds, whoever did them when.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from gilbreth_phase0.rollout import undisturbed
 from gilbreth_phase0.stop import Stop
 from gilbreth_phase0.trials import Stopped
 from gilbreth_phase0.workers import ordered_map
+from tracking.store.contents import file_digest
 
 Item = tuple[int, int | None]
 """A seed, and how many takeovers its roll-out may have."""
@@ -40,13 +42,13 @@ class Setup:
     Attributes:
         environment: Where.
         policy: The bundle of the policy that is rolled out.
-        gate: When the expert takes over.
+        gate: When the expert takes over; None where a person decides that.
         expert: Another policy as the expert; None for the scripted one of the task.
     """
 
     environment: EnvironmentArguments
     policy: Path
-    gate: Gate
+    gate: Gate | None
     expert: PolicyExpert | None = None
 
 
@@ -60,6 +62,7 @@ class RollOutWorker:
 
         self._env = RobosuiteEnv(setup.environment)
         self._policy = load_bundle(setup.policy)
+        assert setup.gate is not None
         self._gate = setup.gate
         self._expert: Labeller = setup.expert or EXPERTS[setup.environment.task]()
 
@@ -94,18 +97,25 @@ class Plan:
         """The file of a roll-out."""
         return self.folder / f"seed-{seed}.npz"
 
-    def roll_outs(self) -> Iterator[RollOut]:
-        """Reads those that are there, in the order of their seeds."""
-        yield from (RollOut.read(self.file(seed)) for seed in self.seeds if self.file(seed).is_file())
+    def roll_outs(self, seeds: Iterable[int]) -> Iterator[RollOut]:
+        """Reads the roll-outs of seeds, in their order; all of them must be there."""
+        yield from (RollOut.read(self.file(seed)) for seed in seeds)
+
+    def digest(self, seeds: Iterable[int]) -> str:
+        """Tells the roll-outs of seeds from any others."""
+        return hashlib.sha256("".join(file_digest(self.file(seed)) for seed in seeds).encode()).hexdigest()
 
 
-def collect(job: Job, plan: Plan, make_worker: Callable[[], Worker]) -> None:
+def collect(job: Job, plan: Plan, make_worker: Callable[[], Worker]) -> list[int]:
     """Makes the roll-outs that are missing; every rank must call it.
 
     Args:
         job: This rank and its job.
         plan: The roll-outs.
         make_worker: Makes what makes them; pickled.
+
+    Returns:
+        The seeds that count: all of them, or those up to where the budget ended.
 
     Raises:
         Stopped: The ranks stopped before the last one; on every rank.
@@ -125,11 +135,11 @@ def collect(job: Job, plan: Plan, make_worker: Callable[[], Worker]) -> None:
                 spent += takeovers
                 advance(f"{spent} takeovers")
                 if cap is not None and takeovers >= cap:
-                    _cut(job, plan, make_worker, (seed, cap), again=takeovers > cap)
-                    return
+                    return _cut(job, plan, make_worker, (seed, cap), again=takeovers > cap)
             stop = job.stop.at_boundary()
             if stop is not Stop.NO and first + job.ranks.world_size < len(plan.seeds):
                 raise Stopped(stop)
+    return list(plan.seeds)
 
 
 def _left(plan: Plan, spent: int) -> int | None:
@@ -170,20 +180,22 @@ def _own_results(
             yield results(made)
 
 
-def _cut(job: Job, plan: Plan, make_worker: Callable[[], Worker], last: Item, *, again: bool) -> None:
+def _cut(job: Job, plan: Plan, make_worker: Callable[[], Worker], last: Item, *, again: bool) -> list[int]:
     """Ends a round whose budget is spent: nothing behind the last roll-out counts, which has no takeover too many."""
+    count = list(plan.seeds).index(last[0]) + 1
 
     def act() -> None:
         if again:
             items: list[Item] = [last]
             with ordered_map(make_worker, items, 1, _PRELOAD) as made:
                 next(made).write(plan.file(last[0]))
-        for seed in plan.seeds[list(plan.seeds).index(last[0]) + 1 :]:
+        for seed in plan.seeds[count:]:
             plan.file(seed).unlink(missing_ok=True)
 
     # Behind this, no rank writes a roll-out any more.
     job.gathered(None)
     job.on_main(act)
+    return list(plan.seeds[:count])
 
 
 def check_expert(environment: EnvironmentArguments, expert: PolicyExpert | None, seeds: Sequence[int]) -> int | None:

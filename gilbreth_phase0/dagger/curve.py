@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gilbreth_phase0.dagger.rounds import Ledger
+from gilbreth_phase0.dagger.rounds import Ledger, Round
 from gilbreth_phase0.statistics import wilson_interval
 from tracking import checkpoints
 from tracking.files import read_json
@@ -45,27 +46,27 @@ class Point:
         )
 
 
-def points(run_dir: Path, ledger: Ledger) -> list[Point]:
+def points(run_dir: Path, rounds: Sequence[Round]) -> list[Point]:
     """The policies of a run that were evaluated, the one that it started from first."""
     found, frames = [], 0
     start = (read_json(run_dir / "evaluations" / f"{checkpoints.step_tag(0)}.json") or {}).get("trained")
     if start is not None:
         found.append(Point(0, 0, start["successes"], start["trials"]))
-    for each in ledger.rounds():
+    for each in rounds:
         frames += each.expert_frames
         if each.is_trained and each.successes is not None and each.trials:
             found.append(Point(each.number, frames, each.successes, each.trials))
     return found
 
 
-def show_curve(run_dir: Path, ledger: Ledger, tracker: ExperimentTracker, step: int) -> None:
+def show_curve(run_dir: Path, rounds: Sequence[Round], tracker: ExperimentTracker, step: int) -> None:
     """Prints the curve so far, and has it tracked as a picture."""
-    curve = points(run_dir, ledger)
+    curve = points(run_dir, rounds)
     if not curve:
         return
     for point in curve:
         print(f"  round {point.round}, {point}", flush=True)
-    ledger.keep_facts(curve=[vars(point) for point in curve])
+    Ledger(run_dir).keep_facts(curve=[vars(point) for point in curve])
     tracker.log_metrics({"dagger/cost_curve": Image(draw(curve), "success against frames of the expert")}, step=step)
 
 

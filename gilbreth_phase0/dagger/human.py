@@ -31,18 +31,20 @@ class PersonGate:
         self.person.reset()
 
     def event(self, view: View) -> Event | Ending | None:
-        """Shows the scene and takes the keys that were pressed since the step before; the last one counts."""
+        """Shows the scene and takes the keys that were pressed since the step before."""
         from gilbreth_phase0.experts.person import Command
 
         person_acts = view.state is State.TAKEOVER
         self.person.show("you act, h hands back" if person_acts else "the policy acts, h takes over")
         endings = {Command.SUCCESS: Ending.SUCCESS, Command.DISCARD: Ending.DISCARD, Command.NEXT: Ending.NEXT}
-        wanted: Event | Ending | None = None
+        presses = 0
         for command in self.person.commands():
             if command in endings:
                 return endings[command]
-            wanted = Event.HAND_BACK if person_acts else Event.TAKE_OVER
-        return wanted
+            presses += 1
+        if presses % 2 == 0:
+            return None
+        return Event.HAND_BACK if view.state is State.TAKEOVER else Event.TAKE_OVER
 
 
 class PersonWorker:

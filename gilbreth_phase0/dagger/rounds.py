@@ -36,7 +36,8 @@ class Round:
         solved: Roll-outs that solved the task.
         solved_alone: Those among them without a takeover.
         dataset: Name of the dataset that they became.
-        corrections: Episodes of it that the filter `corrections` keeps.
+        kept: Episodes of it that training keeps.
+        spent: Takeovers of all roll-outs, those that a person discarded included; what the budget counts.
         is_trained: Whether the policy of this round is there.
         successes: Of its policy's evaluation; None without one.
         trials: Episodes of that.
@@ -52,7 +53,8 @@ class Round:
     solved: int
     solved_alone: int
     dataset: str | None = None
-    corrections: int = 0
+    kept: int = 0
+    spent: int = 0
     is_trained: bool = False
     successes: int | None = None
     trials: int | None = None
@@ -78,8 +80,9 @@ class Round:
 def summarise(number: int, roll_outs: Iterator[RollOut]) -> Round:
     """Sums up the roll-outs of a round."""
     kept: list[RollOut] = []
-    discarded = 0
+    discarded = spent_in_all = 0
     for each in roll_outs:
+        spent_in_all += each.takeovers
         if each.discarded:
             discarded += 1
         else:
@@ -95,6 +98,7 @@ def summarise(number: int, roll_outs: Iterator[RollOut]) -> Round:
         expert_executed=by_expert,
         solved=sum(each.success for each in kept),
         solved_alone=sum(each.success and not each.takeovers for each in kept),
+        spent=spent_in_all,
     )
 
 
@@ -141,5 +145,5 @@ def evaluated(found: Round, successes: int | None, trials: int | None) -> Round:
 
 
 def spent(rounds: Sequence[Round]) -> int:
-    """Takeovers of several rounds."""
-    return sum(each.takeovers for each in rounds)
+    """Takeovers of several rounds, as the budget counts them."""
+    return sum(each.spent for each in rounds)

@@ -77,8 +77,7 @@ class DaggerRun:
             objective="dagger",
             datasets=names(arguments.repo_ids),
         )
-        if job.ranks.is_main and tracker.is_active():
-            beginning.record_uses(start, job.run_dir)
+        job.on_main(lambda: beginning.record_uses(start, job.run_dir) if tracker.is_active() else None)
         return cls(arguments, job, tracker, start)
 
     def run(self) -> Stop:
@@ -131,13 +130,19 @@ class DaggerRun:
         total = self.arguments.num_interventions
         return total - spent(self.ledger.rounds()) if total else None
 
+    def _share(self, number: int) -> int | None:
+        """Takeovers of one round: what is left is shared out over the rounds that are."""
+        left = self._left()
+        return None if left is None else -(-left // (self.arguments.rounds - number + 1))
+
     def _evaluate_start(self) -> None:
         """Evaluates the policy that is to be corrected, which is the first candidate for the best one."""
-        self.job.on_main(lambda: take_bundle(self.start.policy, self._policy_of(1)))
-        if not self.arguments.eval_episodes:
-            return
-        gating = self._gating(load_bundle(self.start.policy), {}, 0)
-        _raise(gating.consider_start(self.start.policy))
+        first = self._policy_of(1)
+        gating = self._gating(load_bundle(first), {}, 0)
+        if self.arguments.eval_episodes:
+            _raise(gating.consider_start(first))
+        else:
+            self.job.on_main(lambda: gating.take_start(first))
 
     def _policy_of(self, number: int) -> Path:
         """The policy that a round rolls out."""
@@ -158,32 +163,49 @@ class DaggerRun:
             plan = Plan(
                 self.ledger.folder(number) / "rollouts",
                 range(first, first + arguments.episodes),
-                self._left(),
+                job.on_main(lambda: self._share(number)),
                 0 if self.start.person is not None else arguments.rollout_workers,
             )
-            collect(job, plan, worker)
-            found = job.on_main(lambda: self._aggregate(number, plan))
+            seeds = collect(job, plan, worker)
+            found = job.on_main(lambda: self._aggregate(number, plan, seeds))
         self.tracker.log_metrics(found.metrics(), step=step)
         job.say(_words(found))
         job.on_main(lambda: self._keep(found))
         return found
 
-    def _aggregate(self, number: int, plan: Plan) -> Round:
+    def _aggregate(self, number: int, plan: Plan, seeds: list[int]) -> Round:
         """Makes a dataset of a round's roll-outs, where there is something to learn in them."""
         self.job.check_ownership()
-        found = summarise(number, plan.roll_outs())
+        found = summarise(number, plan.roll_outs(seeds))
         beginning.check_round(found, self.arguments)
         if not found.expert_frames:
             return found
         name = self._dataset(number)
-        facts = {"run": self.job.run_dir.name, "round": number, "seeds": [plan.seeds[0], plan.seeds[-1]]}
-        facts |= {"expert": self.arguments.expert, "gate": self.arguments.gate, "policy": str(self.start)}
-        counts = write_dataset(self.arguments.root / name, name, self.start.environment, plan.roll_outs(), facts)
-        return dataclasses.replace(found, dataset=name, corrections=counts["corrections"])
+        facts = {
+            "run": self.job.run_dir.name,
+            "run_id": self.start.token,
+            "round": number,
+            "seeds": [seeds[0], seeds[-1]],
+            "expert": self.arguments.expert,
+            "gate": self.arguments.gate,
+            "initial_policy": str(self.start),
+            "roll_outs": plan.digest(seeds),
+        }
+        kept = write_dataset(
+            self.arguments.root / name,
+            name,
+            self.start.environment,
+            plan.roll_outs(seeds),
+            facts=facts,
+            check_ownership=self.job.check_ownership,
+        )
+        return dataclasses.replace(found, dataset=name, kept=kept[self.arguments.dagger_filter])
 
     def _keep(self, found: Round) -> None:
         beginning.check_corrections(found, self.arguments)
         self.job.check_ownership()
+        # What the record says is not logged again.
+        self.tracker.flush()
         self.ledger.write(found)
 
     def _dataset(self, number: int) -> str:
@@ -226,11 +248,13 @@ class DaggerRun:
         if found.number < self.arguments.rounds:
             take_bundle(bundle, self._policy_of(found.number + 1))
         counts = (result.successes, len(result.episodes)) if result is not None else (None, None)
-        self.ledger.write(evaluated(found, *counts))
-        rounds = self.ledger.rounds()
+        done = evaluated(found, *counts)
+        rounds = [*self.ledger.rounds()[: found.number - 1], done]
         cost = {"dagger/expert_frames_total": sum(each.expert_frames for each in rounds)}
         self.tracker.log_metrics(cost, step=step)
-        show_curve(self.job.run_dir, self.ledger, self.tracker, step)
+        show_curve(self.job.run_dir, rounds, self.tracker, step)
+        self.tracker.flush()
+        self.ledger.write(done)
 
     def _data(self, policy: Policy, number: int) -> TrainingData:
         """Everything that the policy of a round is trained on."""
@@ -242,7 +266,7 @@ class DaggerRun:
             for name in _datasets(rounds, names(arguments.corrections))
         ]
         config = policy.config
-        if getattr(config, "drop_n_last_frames", 0):
+        if hasattr(config, "drop_n_last_frames"):
             # Of corrections, which are short, little would be left: their ends stay, and padding is not learnt from.
             config.drop_n_last_frames = 0
             mask_padding(config)
@@ -289,5 +313,5 @@ def _words(found: Round) -> str:
     return (
         f"round {found.number}: {found.roll_outs} roll-outs{discarded}, {found.solved} solved,"
         f" {found.solved_alone} of them without help; {found.takeovers} takeovers, {found.expert_frames} frames of the"
-        f" expert (switch rate {found.switch_rate:.3f}), {found.corrections} corrections kept"
+        f" expert (switch rate {found.switch_rate:.3f}), {found.kept} episodes of it kept"
     )

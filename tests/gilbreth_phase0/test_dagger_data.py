@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from gilbreth_phase0.dagger.aggregate import stretches, write_dataset
+from gilbreth_phase0.dagger.aggregate import check_place, stretches, write_dataset
 from gilbreth_phase0.dagger.beginning import check_corrections, check_round
 from gilbreth_phase0.dagger.collection import Plan, collect
 from gilbreth_phase0.dagger.curve import draw, points
@@ -58,18 +58,22 @@ class TestStretches:
 
 class TestDataset:
     def test_it_is_written_once_and_read_back(self, tmp_path):
-        root, facts = tmp_path / "it's a run" / "round-01", {"run": "r", "round": 1}
+        root, facts = tmp_path / "it's a run" / "round-01", {"run_id": "r", "round": 1, "roll_outs": "digest"}
         write = partial(write_dataset, root, "r/round-01", ENVIRONMENT, facts=facts)
-        counts = write(roll_outs=[made([0, 0, 1, 1, 1]), made([1, 1], seed=5_000_001)])
-        assert counts == {"episodes": 3, "corrections": 2, "correction_frames": 5}
+        kept = write(roll_outs=[made([0, 0, 1, 1, 1]), made([1, 1], seed=5_000_001)])
+        assert kept == {"all": 3, "success": 2, "corrections": 2}
         dataset = open_dataset(root, "r/round-01")
         columns = dataset.hf_dataset.with_format("numpy")[:]
         assert columns["source"].reshape(-1).tolist() == [0, 0, 1, 1, 1, 1, 1]
         assert columns["success"].reshape(-1).tolist() == [0, 0, 1, 1, 1, 1, 1]
         assert columns["action"][:, 0].tolist() == [0, 1, 2, 3, 4, 0, 1]
-        assert write(roll_outs=[]) == counts  # it is there already
+        assert write(roll_outs=[]) == kept  # it is there already
+        for other in ({**facts, "roll_outs": "others"}, {**facts, "run_id": "another"}):
+            with pytest.raises(UserError, match="--dagger-repo-id"):
+                write_dataset(root, "r/round-01", ENVIRONMENT, [], facts=other)
+        check_place(root, {"run_id": "r", "round": 1})
         with pytest.raises(UserError, match="--dagger-repo-id"):
-            write_dataset(root, "r/round-01", ENVIRONMENT, [], {"run": "another", "round": 1})
+            check_place(root, {"run_id": "another", "round": 1})
 
 
 class TestCollection:
@@ -87,9 +91,9 @@ class TestCollection:
     def test_takeovers_count_in_the_order_of_the_seeds(self, tmp_path, job, budget, expected, workers):
         """GIVEN roll-outs with 1, 2, 3, … takeovers THEN the budget ends the round exactly, with any number of them."""
         plan = self.plan(tmp_path, budget, workers)
-        collect(job, plan, Toy)
-        assert [each.takeovers for each in plan.roll_outs()] == expected
-        collect(job, plan, Fails)  # nothing is left to be made
+        seeds = collect(job, plan, Toy)
+        assert [each.takeovers for each in plan.roll_outs(seeds)] == expected
+        assert len(list(plan.folder.glob("*.npz"))) == len(expected)
 
     def test_what_a_killed_attempt_has_left_is_not_made_again(self, tmp_path, job):
         plan = self.plan(tmp_path)
@@ -97,8 +101,14 @@ class TestCollection:
         kept = made([1, 1, 1], seed=5_000_002)
         kept.write(plan.file(5_000_002))
         (plan.folder / ".seed-5000003.npz.tmp").write_bytes(b"half a roll-out")
-        collect(job, plan, Toy)
-        assert [each.length for each in plan.roll_outs()] == [3, 3, 7, 9, 11, 13]
+        seeds = collect(job, plan, Toy)
+        assert [each.length for each in plan.roll_outs(seeds)] == [3, 3, 7, 9, 11, 13]
+        digest = plan.digest(seeds)
+        assert collect(job, plan, Fails) == seeds  # nothing is left to be made
+        assert plan.digest(seeds) == digest
+        plan.file(5_000_004).unlink()
+        with pytest.raises(FileNotFoundError):
+            list(plan.roll_outs(seeds))
 
     def test_what_a_worker_refuses_ends_the_round(self, tmp_path, job):
         with pytest.raises(UserError, match="no seed 5000001"):
@@ -115,7 +125,7 @@ class TestCollection:
 
 def a_round(**facts):
     values = {"number": 1, "roll_outs": 4, "discarded": 0, "takeovers": 2, "expert_frames": 9, "policy_frames": 100}
-    return Round(**{**values, "expert_executed": 9, "solved": 2, "solved_alone": 1, "corrections": 2, **facts})
+    return Round(**{**values, "expert_executed": 9, "solved": 2, "solved_alone": 1, "kept": 2, **facts})
 
 
 class TestRounds:
@@ -124,7 +134,7 @@ class TestRounds:
             3,
             iter([made([0, 0, 1]), made([0, 0], success=False), made([0]), made([1], discarded=True)]),
         )
-        assert found == Round(3, 3, 1, 1, 1, 5, 1, solved=2, solved_alone=1)
+        assert found == Round(3, 3, 1, 1, 1, 5, 1, solved=2, solved_alone=1, spent=2)
         assert found.switch_rate == 0.2
 
     def test_a_gate_that_never_asks_is_said(self):
@@ -134,8 +144,8 @@ class TestRounds:
         check_round(a_round(takeovers=0, expert_frames=0, solved=4), arguments)  # there is nothing to correct
 
     def test_an_expert_that_solves_nothing_is_said(self):
-        with pytest.raises(UserError, match="took over 2 times and solved the task in none"):
-            check_corrections(a_round(corrections=0), dagger_arguments())
+        with pytest.raises(UserError, match="of 2 takeovers, none solved the task"):
+            check_corrections(a_round(kept=0), dagger_arguments())
 
     def test_the_cost_curve(self, tmp_path):
         ledger = Ledger(tmp_path)
@@ -145,7 +155,7 @@ class TestRounds:
         for number in (1, 2):
             ledger.folder(number).mkdir(parents=True)
             ledger.write(evaluated(a_round(number=number), 3 * number, 10))
-        found = points(tmp_path, ledger)
+        found = points(tmp_path, ledger.rounds())
         assert [(each.round, each.expert_frames, each.successes) for each in found] == [
             (0, 0, 3),
             (1, 9, 3),

@@ -12,7 +12,15 @@ from support import refusal
 
 
 def test_the_ranges_are_apart_and_leave_nothing_between() -> None:
-    spans = [seeds.DEMONSTRATIONS, seeds.SELECTION, seeds.REPORT, seeds.ROLLOUTS, seeds.FRESH]
+    spans = [
+        seeds.DEMONSTRATIONS,
+        seeds.SELECTION,
+        seeds.REPORT,
+        seeds.ROLLOUTS,
+        seeds.CALIBRATION,
+        seeds.EXPERT_TRIES,
+        seeds.FRESH,
+    ]
     assert [span.stop for span in spans[:-1]] == [span.start for span in spans[1:]]
     assert spans[0].start == 0
 

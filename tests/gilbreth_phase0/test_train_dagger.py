@@ -83,5 +83,7 @@ def test_a_policy_in_hand_is_corrected(tmp_path: Path) -> None:
     }
     curve = json.loads((run / "dagger.json").read_text())["curve"]
     assert [point["expert_frames"] for point in curve] == [0, found.expert_frames]
-    again = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert "is complete already" in again.stdout, again.stdout + again.stderr
+    another = subprocess.run(
+        [*command, "1"], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert "is a run that began from another policy" in another.stderr, another.stdout + another.stderr

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import torch
+
 from gilbreth_phase0.collect import Arguments as Collect
 from gilbreth_phase0.collect import main as collect
 from gilbreth_phase0.datasets import open_metadata
@@ -14,8 +16,9 @@ from gilbreth_phase0.train_dagger import DAggerTrainer
 SMALL = {"dim_model": 32, "n_heads": 4, "dim_feedforward": 64, "n_encoder_layers": 1, "use_vae": False}
 
 
-def main(place: Path) -> None:
+def main(place: Path, seed: int) -> None:
     """Collects, corrects, trains."""
+    torch.manual_seed(seed)
     data = place / "data"
     collect(Collect(repo_id="lift", root=data, episodes=2))
     config = make_config("act", "cpu", chunk_size=10, n_action_steps=5, **SMALL)
@@ -43,4 +46,4 @@ def main(place: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
