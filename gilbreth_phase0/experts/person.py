@@ -118,6 +118,7 @@ class Person:
         self._due = 0.0
         self._window = Window(env.task_description, _ENLARGED * PICTURE[0], _ENLARGED * PICTURE[1])
         # In the place of the device's own: some of its keys mean something else here.
+        self._device.listener.wait()  # one that is stopped while it begins raises
         self._device.listener.stop()
         self._listener = Listener(on_press=self._on_press, on_release=self._on_release)
         self._listener.start()

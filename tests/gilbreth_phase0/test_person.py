@@ -104,3 +104,29 @@ def test_a_person_takes_over_moves_hands_back_and_ends_roll_outs() -> None:
     assert told == ["DISCARD"], "what is typed into another window is not meant for us"
     assert action[DY] == 0.0
     assert "the window was closed" in facts["closed"]
+
+
+@pytest.mark.sim
+def test_a_person_corrects_roll_outs() -> None:
+    """GIVEN a policy that does nothing WHEN a person takes over, hands back, saves, discards and goes on
+    THEN who acted, what counts and what becomes of it is as their keys say."""
+    with virtual_display() as (name, _):
+        played = subprocess.run(
+            [sys.executable, PROGRAMS / "roll_out_at_keyboard.py"],
+            cwd=ROOT,
+            env=environment(name),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert played.returncode == 0, played.stderr
+    saved, discarded, over_budget, watched = json.loads(played.stdout)
+
+    assert saved["by_expert"] == [False] * 3 + [True] * 3 + [False] * 2
+    assert (saved["success"], saved["discarded"], saved["takeovers"]) == (True, False, 1)
+    assert saved["episodes"] == [[0, False, 3], [1, True, 3], [0, True, 2]]
+    assert (discarded["discarded"], discarded["episodes"]) == (True, [])
+    assert over_budget["by_expert"] == [False] * 2, "no takeover is left, and n goes on"
+    assert (over_budget["takeovers"], over_budget["success"]) == (0, False)
+    assert watched["by_expert"] == [False] * 12
