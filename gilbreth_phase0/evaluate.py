@@ -196,15 +196,20 @@ def main(arguments: Arguments) -> None:
         for starts, found in zip(groups, results, strict=True):
             facts = {"starts": starts.kind}
             written |= {starts.key(name): one for name, one in comparison.as_json(found, facts).items()}
-        first = next(iter(results[0].values()))
-        tracker.log_metrics(first.metrics(), step=arguments.episodes)
+        # The last one is what a pipeline's gate looks at, too.
+        main_result = results[0][contenders[-1].name]
+        metrics = main_result.metrics()
+        if len(contenders) > 1:
+            for one in contenders:
+                metrics |= results[0][one.name].metrics(f"eval/{one.name}")
+        tracker.log_metrics(metrics, step=arguments.episodes)
         if arguments.run_dir is not None:
             write_json(arguments.run_dir / "evaluation.json", written)
     if arguments.run_dir is not None:
         policies = ", ".join(str(one.found) for one in contenders)
         write_done(arguments.run_dir, arguments.episodes, policy=policies)
     if arguments.report_to is not None and step is not None:
-        report(arguments.report_to, step, first)
+        report(arguments.report_to, step, main_result)
 
 
 def reported_step(arguments: Arguments, contenders: Sequence[Contender]) -> int | None:

@@ -296,6 +296,7 @@ class DaggerRun:
             inputs=self.start.inputs,
             max_steps=arguments.max_steps or None,
             mirror=arguments.use_wandb,
+            save_video=arguments.save_video,
         )
 
 

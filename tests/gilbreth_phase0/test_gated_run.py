@@ -43,7 +43,14 @@ def test_killed_in_an_evaluation_it_ends_with_the_same_names(tmp_path: Path, mon
     command: list[str | Path] = [
         *("-m", "gilbreth_phase0.train_policy", f"--run-dir={run}", f"--root={tmp_path / 'data'}", "--repo-ids=tiny"),
         f"--policy-settings={json.dumps(SMALL)}",
-        *("--batch-size=8", "--training-steps=6", "--save-freq=100", "--log-interval=1", "--keep-last-n=1"),
+        *(
+            "--batch-size=8",
+            "--training-steps=6",
+            "--save-freq=100",
+            "--log-interval=1",
+            "--keep-last-n=1",
+            "--max-steps=0",
+        ),
         *(
             "--num-workers=0",
             "--eval-episodes=3",
