@@ -138,18 +138,34 @@ def numpy_seeded(seed: int) -> Iterator[None]:
         np.random.set_state(before)
 
 
+@contextmanager
+def _renderer_s_variables_kept() -> Iterator[None]:
+    """Puts MUJOCO_GL and PYOPENGL_PLATFORM back, which robosuite and MuJoCo set as they are imported and first render.
+
+    A child that inherits `egl` cannot import mujoco where EGL is not installed or where it is to use OSMesa.
+    """
+    before = {name: os.environ.get(name) for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
+    if before["MUJOCO_GL"] in ("egl", "osmesa"):
+        os.environ["PYOPENGL_PLATFORM"] = before["MUJOCO_GL"]  # another value would be refused
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 def import_robosuite() -> Any:
     """Imports robosuite without its advice about private macros and robots that we do not use."""
     # robosuite sets the level of its logger while it is imported; a filter stays.
     logger = logging.getLogger("robosuite_logs")
     if not logger.filters:
         logger.addFilter(lambda record: record.levelno >= logging.ERROR)
-    # The import sets MUJOCO_GL=egl. A child that inherits it cannot import mujoco where EGL is not installed.
-    display = os.environ.get("MUJOCO_GL")
-    import robosuite
+    with _renderer_s_variables_kept():
+        import robosuite
 
-    if display is None:
-        os.environ.pop("MUJOCO_GL", None)
     return robosuite
 
 
@@ -212,7 +228,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], Vector]):
             reference_pos=np.array((0, 0, 0.8)),
             z_offset=0.01,
         )
-        with numpy_seeded(arguments.build_seed):
+        with numpy_seeded(arguments.build_seed), _renderer_s_variables_kept():
             self._env = robosuite.make(
                 arguments.task,
                 robots=arguments.robot,

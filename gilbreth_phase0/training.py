@@ -92,11 +92,15 @@ class Trainer:
     def __post_init__(self) -> None:
         self._evaluate_behind: Callable[[int], Stop] | None = None
         self.saved_step = self.restored.step
-        self.last_step = self.first_step + self.optimisation.training_steps
         self.job.stop.save_seconds = self.restored.save_seconds
         samples = self.restored.samples if self.restored.samples is not None else 0
         if self.restored.samples is not None or self.first_step:
             self.plan = self.plan.going_on(self.restored.step, samples)
+
+    @property
+    def last_step(self) -> int:
+        """The run's step that this training ends with."""
+        return self.first_step + self.optimisation.training_steps
 
     def run(self, evaluate: Callable[[int], Stop] = lambda _: Stop.NO, *, is_behind: bool = False) -> Stop:
         """Trains up to the configured number of steps and saves the last one.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -174,6 +175,7 @@ def test_start_range_widens_the_placement() -> None:
 @pytest.mark.sim
 def test_what_is_filmed_is_the_same(env: RobosuiteEnv, tmp_path: Path) -> None:
     """GIVEN episodes that are filmed THEN their numbers are those of others; of one that is cut off no file stays."""
+    before = dict(os.environ)
     assert env.render() is None
     filmed = FilmedEnv(RobosuiteEnv(EnvironmentArguments(horizon=12), "rgb_array"), tmp_path / "it's", (SEED,))
     assert np.array_equal(trajectory(filmed, SEED), trajectory(env, SEED))
@@ -185,6 +187,7 @@ def test_what_is_filmed_is_the_same(env: RobosuiteEnv, tmp_path: Path) -> None:
     filmed.step(np.zeros(7))
     filmed.close()
     assert [path.name for path in (tmp_path / "it's").iterdir()] == [f"seed-{SEED}-failure.mp4"]
+    assert dict(os.environ) == before, "whatever renders, children choose for themselves"
 
 
 def test_where_nothing_can_render_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
