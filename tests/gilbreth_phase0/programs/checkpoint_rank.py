@@ -41,8 +41,8 @@ def job_in(folder: Path, job: Job) -> Job:
     return dataclasses.replace(job, run_dir=folder, owner=Owner.claim(folder) if job.ranks.is_main else None)
 
 
-def make_engine(stage: int, job: Job) -> Any:
-    optimisation = engine.Optimisation(
+def optimisation(stage: int) -> engine.Optimisation:
+    return engine.Optimisation(
         lr=1e-2,
         weight_decay=1e-3,
         warmup_steps=2,
@@ -52,7 +52,10 @@ def make_engine(stage: int, job: Job) -> Any:
         micro_batch_size=8,
         gradient_accumulation=1,
     )
-    return engine.initialise(problem.regression(SEED), optimisation, job)
+
+
+def make_engine(stage: int, job: Job) -> Any:
+    return engine.initialise(problem.regression(SEED), optimisation(stage), job)
 
 
 def train(wrapped: Any, job: Job, first: int, last: int) -> None:
@@ -133,7 +136,7 @@ def faults(folder: Path, wrapped: Any, job: Job) -> dict[str, Any]:
         preprocessor=None,
         dataset=problem.synthetic(SEED),
         plan=BatchPlan(512, 16, SEED),
-        optimisation=None,  # type: ignore[arg-type]
+        optimisation=optimisation(1),
         schedule=Schedule(1, 1, Retention(last=1)),
         checkpointer=checkpointer,
         job=job,
@@ -177,6 +180,7 @@ def main(phase: str, folder: Path) -> None:
     runs = {"train": first_run, "resume": resumed_run}
     seen = runs[phase](folder, job)
     (folder / f"{phase}-{job.ranks.rank}.json").write_text(json.dumps(seen))
+    job.close()
 
 
 if __name__ == "__main__":
