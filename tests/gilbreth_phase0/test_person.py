@@ -64,11 +64,11 @@ def test_a_spacemouse_that_is_not_there_is_refused() -> None:
     assert "next:" in tried.stderr
 
 
-@pytest.mark.sim
-def test_a_person_takes_over_moves_hands_back_and_ends_roll_outs() -> None:
+def play(program: str) -> str:
+    """Runs a program that presses keys on a display of its own and returns what it prints."""
     with virtual_display() as (name, _):
         played = subprocess.run(
-            [sys.executable, PROGRAMS / "at_keyboard.py"],
+            [sys.executable, PROGRAMS / program],
             cwd=ROOT,
             env=environment(name),
             capture_output=True,
@@ -77,8 +77,14 @@ def test_a_person_takes_over_moves_hands_back_and_ends_roll_outs() -> None:
             check=False,
         )
     assert played.returncode == 0, played.stderr
-    assert played.stdout.count("\n") == 1, "robosuite's words about its keys would be wrong here"
-    facts = json.loads(played.stdout)
+    return played.stdout
+
+
+@pytest.mark.sim
+def test_a_person_takes_over_moves_hands_back_and_ends_roll_outs() -> None:
+    played = play("at_keyboard.py")
+    assert played.count("\n") == 1, "robosuite's words about its keys would be wrong here"
+    facts = json.loads(played)
 
     assert facts["title"] == "the policy acts"
     assert facts["picture"], "the window shows what the camera sees"
@@ -110,18 +116,8 @@ def test_a_person_takes_over_moves_hands_back_and_ends_roll_outs() -> None:
 def test_a_person_corrects_roll_outs() -> None:
     """GIVEN a policy that does nothing WHEN a person takes over, hands back, saves, discards and goes on
     THEN who acted, what counts and what becomes of it is as their keys say."""
-    with virtual_display() as (name, _):
-        played = subprocess.run(
-            [sys.executable, PROGRAMS / "roll_out_at_keyboard.py"],
-            cwd=ROOT,
-            env=environment(name),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-    assert played.returncode == 0, played.stderr
-    saved, discarded, over_budget, watched = json.loads(played.stdout)
+    played = play("roll_out_at_keyboard.py")
+    saved, discarded, over_budget, watched = json.loads(played)
 
     assert saved["by_expert"] == [False] * 3 + [True] * 3 + [False] * 2
     assert (saved["success"], saved["discarded"], saved["takeovers"]) == (True, False, 1)
