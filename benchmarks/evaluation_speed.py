@@ -146,8 +146,11 @@ def show(command: list[str], count: int, repeats: int) -> None:
     for repeat in range(repeats):
         for way, name in WAYS.items():
             began = time.monotonic()
-            done = subprocess.run([*command, f"--way={way}"], check=True, stdout=subprocess.PIPE, text=True)
+            # LeRobot's rollout draws a bar for every group: what it says is shown only where it fails.
+            done = subprocess.run([*command, f"--way={way}"], check=False, capture_output=True, text=True)
             whole = time.monotonic() - began
+            if done.returncode != 0:
+                sys.exit(f"{name} failed with {done.returncode}:\n{done.stderr}")
             said = json.loads(done.stdout.splitlines()[-1])
             results[way] = summary(Episode(**episode) for episode in said["episodes"])
             best[way] = min(best[way][0], whole), min(best[way][1], said["steady"])
