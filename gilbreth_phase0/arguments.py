@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -93,10 +93,12 @@ def command(model: type[Arguments], main: Callable[[Arguments], None]) -> typer.
         with exit_on_user_error(), marked_refusal(given.get("run_dir")):
             main(parse(model, given))
 
+    # Without what pydantic alone reads (`Annotated[str, BeforeValidator(...)]`): the help would show it as the type.
+    plain = get_type_hints(model)
     parameters = []
     for name, field in model.model_fields.items():
         default = ... if field.default is PydanticUndefined else field.default
-        annotation = Annotated[field.annotation, typer.Option(help=field.description)]  # type: ignore[name-defined]
+        annotation = Annotated[plain[name], typer.Option(help=field.description)]  # type: ignore[valid-type]
         parameters.append(
             inspect.Parameter(
                 name,
