@@ -50,7 +50,7 @@ GATES = {
 ROUNDS = ["--rounds=3", f"--training-steps={STEPS}", "--from-scratch"]
 # No two actions are so far apart, and none so near.
 ONLY_FAILURES = ["--disagreement=9", "--agreement=0.001"]
-COUNTS = (3, 5, 10, 20, 40)
+COUNTS = (3, 5, 6, 7, 8, 10, 15, 20, 30)
 # Settings were tried out with training seeds below this one: what is compared has others.
 FIRST_SEED = 10
 # A training seed and episodes of their own choose the task's difficulty.
