@@ -92,11 +92,8 @@ class DaggerRun:
             for number in range(1, self.arguments.rounds + 1):
                 found = self.job.on_main(partial(self.ledger.read, number)) or self._collect(number)
                 if not found.expert_frames:
-                    self.job.say(
-                        f"the policy solved all {found.roll_outs} roll-outs alone: there is nothing to correct"
-                    )
-                    break
-                if not found.is_trained:
+                    self._pass_on(found)
+                elif not found.is_trained:
                     self._train(found)
                 if self.job.on_main(self._left) == 0:
                     self.job.say(f"all {self.arguments.num_interventions} takeovers are spent")
@@ -107,7 +104,7 @@ class DaggerRun:
 
     def complete(self) -> None:
         """Ends the run for good."""
-        step = sum(each.is_trained for each in self.ledger.rounds()) * self.arguments.training_steps
+        step = self._first_step(self.arguments.rounds + 1)
         self.job.on_main(lambda: self._keep_evaluation(step))
         training.complete(self.job, self.tracker, step)
 
@@ -148,10 +145,22 @@ class DaggerRun:
         """The policy that a round rolls out."""
         return self.ledger.folder(number) / "policy"
 
+    def _first_step(self, number: int) -> int:
+        """The run's step that the training of a round begins with: rounds with nothing to correct train nothing."""
+        trained = self.job.on_main(lambda: sum(each.is_trained for each in self.ledger.rounds()[: number - 1]))
+        return trained * self.arguments.training_steps
+
+    def _pass_on(self, found: Round) -> None:
+        """Has the next round roll out the same policy from other starts: in this one there was nothing to correct."""
+        self.job.say(f"the policy solved all {found.roll_outs} roll-outs alone: there is nothing to correct")
+        following = self._policy_of(found.number + 1)
+        if found.number < self.arguments.rounds and not self.job.on_main(following.exists):
+            self.job.on_main(lambda: take_bundle(self._policy_of(found.number), following))
+
     def _collect(self, number: int) -> Round:
         """Rolls the policy out with interventions and makes a dataset of that."""
         arguments, job = self.arguments, self.job
-        step = (number - 1) * arguments.training_steps
+        step = self._first_step(number)
         first = arguments.rollout_seed + (number - 1) * arguments.episodes
         is_recorded = arguments.expert == "recorded"
         if is_recorded:
@@ -216,7 +225,8 @@ class DaggerRun:
         from lerobot.utils.random_utils import set_seed
 
         arguments, steps = self.arguments, self.arguments.training_steps
-        first, last = (found.number - 1) * steps, found.number * steps
+        first = self._first_step(found.number)
+        last = first + steps
         set_seed(arguments.seed)
         policy = load_bundle(self._policy_of(found.number), self.job.device)
         data = self._data(policy, found.number)

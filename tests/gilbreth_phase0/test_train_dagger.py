@@ -15,9 +15,10 @@ from gilbreth_phase0.datasets import open_dataset
 from gilbreth_phase0.train_dagger import Arguments, check
 from tracking import read_journal
 from tracking.errors import UserError
+from tracking.files import read_json
 from tracking.store import open_store
 
-from rank_pairs import PROGRAMS
+from rank_pairs import PROGRAMS, rank_environment
 from tiny_dataset import make_tiny_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -87,3 +88,36 @@ def test_a_policy_in_hand_is_corrected(tmp_path: Path) -> None:
         [*command, "1"], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert "is a run that began from another policy" in another.stderr, another.stdout + another.stderr
+
+
+@pytest.mark.train
+@pytest.mark.sim
+def test_a_round_with_nothing_to_correct_is_not_the_last_one(tmp_path: Path) -> None:
+    """GIVEN a first round whose roll-outs all succeeded alone
+    THEN the second one rolls the same policy out from other starts, and its training has the run's first steps."""
+    data, policy, run = (tmp_path / "it's here" / name for name in ("data", "policy", "run"))
+    for command in (
+        ["-m", "gilbreth_phase0.collect", "--repo-id=lift", f"--root={data}", "--episodes=2"],
+        [PROGRAMS / "fresh_policy.py", data / "lift", policy],
+        [PROGRAMS / "dagger_lucky_round.py", data, policy, run],
+    ):
+        environment = rank_environment() | {"GILBRETH_STORE": str(tmp_path / "store")}
+        ended = subprocess.run(
+            [sys.executable, *command],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    first, second = Ledger(run).rounds()
+    assert (first.is_trained, second.is_trained) == (False, True)
+    assert second.expert_frames > 0
+    weights = "policy/model.safetensors"
+    assert (run / "rounds/02" / weights).read_bytes() == (run / "rounds/01" / weights).read_bytes()
+    assert sorted(path.stem for path in (run / "rounds/02/rollouts").glob("seed-*")) == ["seed-5000002", "seed-5000003"]
+    logged = [row.step for row in read_journal(run).rows if "loss/total" in row.data]
+    assert logged[-1] == 20
+    assert read_json(run / "done.json")["step"] == 20
