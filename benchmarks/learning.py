@@ -154,9 +154,9 @@ def pays(
         run = campaign.dagger(f"pays-{roll_outs}", start, dataset, seed, *flags)
         frames = sum(each.expert_frames for each in Ledger(run).rounds())
         extra = more_demonstrations(campaign, place, frames, seed)
-        more = campaign.bc([dataset, extra], STEPS, seed)
+        more = campaign.bc([dataset, *extra], STEPS, seed)
         found = [campaign.successes(each) for each in (start, run / "bundle", more)]
-        return found[0], found[1], found[2], frames, sum(campaign.lengths(extra))
+        return found[0], found[1], found[2], frames, sum(sum(campaign.lengths(each)) for each in extra)
 
     results = at_once(compared, range(FIRST_SEED, FIRST_SEED + seeds), jobs)
     rows: list[Sequence[object]] = [
@@ -185,13 +185,17 @@ def choose(campaign: Campaign, task: Task) -> int:
     raise SystemExit(f"no number of demonstrations of {COUNTS} puts BC between 20 and 70 %")
 
 
-def more_demonstrations(campaign: Campaign, task: Task, frames: int, seed: int) -> str:
-    """Whole demonstrations, with the total nearest to so many frames; other ones for each training seed."""
+def more_demonstrations(campaign: Campaign, task: Task, frames: int, seed: int) -> list[str]:
+    """A dataset of whole demonstrations with the total nearest to so many frames; none where that is no demonstration.
+
+    Each training seed has other ones.
+    """
     first = _EXTRA_FROM + 1000 * seed
-    pool = np.cumsum(campaign.lengths(campaign.demonstrations(task, 30, first)))
+    pool = np.cumsum([0, *campaign.lengths(campaign.demonstrations(task, 30, first))])
     if pool[-1] < frames:
         raise SystemExit(f"30 demonstrations have {pool[-1]} frames, {frames} are needed")
-    return campaign.demonstrations(task, int(np.argmin(np.abs(pool - frames))) + 1, first)
+    count = int(np.argmin(np.abs(pool - frames)))
+    return [campaign.demonstrations(task, count, first)] if count else []
 
 
 def verdict(new: Sequence[bool], old: Sequence[bool]) -> str:
