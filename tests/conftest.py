@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,12 @@ from launch.lab import Lab
 from wandb_server.fixture import wandb_client, wandb_server
 
 __all__ = ["wandb_client", "wandb_server"]
+
+
+def pytest_configure() -> None:
+    """Has Ctrl-C reach the programs that tests start: a shell's background jobs, and their children, ignore SIGINT."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=["plain", "sp ace", "quo'te", 'dou"ble', "'; echo foo", "new\nline"])
