@@ -104,7 +104,8 @@ class DaggerRun:
 
     def complete(self) -> None:
         """Ends the run for good."""
-        step = self._first_step(self.arguments.rounds + 1)
+        trained = self.job.on_main(lambda: [each.number for each in self.ledger.rounds() if each.is_trained])
+        step = max(trained, default=0) * self.arguments.training_steps
         self.job.on_main(lambda: self._keep_evaluation(step))
         training.complete(self.job, self.tracker, step)
 
@@ -145,11 +146,6 @@ class DaggerRun:
         """The policy that a round rolls out."""
         return self.ledger.folder(number) / "policy"
 
-    def _first_step(self, number: int) -> int:
-        """The run's step that the training of a round begins with: rounds with nothing to correct train nothing."""
-        trained = self.job.on_main(lambda: sum(each.is_trained for each in self.ledger.rounds()[: number - 1]))
-        return trained * self.arguments.training_steps
-
     def _pass_on(self, found: Round) -> None:
         """Has the next round roll out the same policy from other starts: in this one there was nothing to correct."""
         self.job.say(f"the policy solved all {found.roll_outs} roll-outs alone: there is nothing to correct")
@@ -160,7 +156,8 @@ class DaggerRun:
     def _collect(self, number: int) -> Round:
         """Rolls the policy out with interventions and makes a dataset of that."""
         arguments, job = self.arguments, self.job
-        step = self._first_step(number)
+        # Rounds that train nothing have their steps too: what is logged at a step twice is lost to a later attempt.
+        step = (number - 1) * arguments.training_steps
         first = arguments.rollout_seed + (number - 1) * arguments.episodes
         is_recorded = arguments.expert == "recorded"
         if is_recorded:
@@ -225,8 +222,7 @@ class DaggerRun:
         from lerobot.utils.random_utils import set_seed
 
         arguments, steps = self.arguments, self.arguments.training_steps
-        first = self._first_step(found.number)
-        last = first + steps
+        first, last = (found.number - 1) * steps, found.number * steps
         set_seed(arguments.seed)
         policy = load_bundle(self._policy_of(found.number), self.job.device)
         data = self._data(policy, found.number)
