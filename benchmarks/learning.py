@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 import typer
@@ -136,7 +136,7 @@ def gates(
 @app.command()
 def pays(
     *,
-    task: Annotated[str, typer.Option(help=f"One of {', '.join(TASKS)}.")] = "lift",
+    task: Annotated[Literal["lift", "perturbed-lift", "stack"], typer.Option(help="What is to be learnt.")] = "lift",
     out: _Out = Path("/tmp/learning"),
     jobs: _Jobs = 2,
     episodes: _Episodes = 100,
